@@ -1,0 +1,124 @@
+"""Configuration in small frozen pieces, each owned by the part that reads it.
+
+``EngineConfig.from_options`` turns flat option names (command line, ``LLM(...)``) into the pieces; an
+unknown name is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from tokenmill.core.errors import ConfigError
+
+PolicyName = Literal["fcfs", "sjf", "priority", "deadline", "fair"]
+BatchingName = Literal["continuous", "dynamic", "static"]
+PreemptionName = Literal["recompute", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Which weights to serve, and in which precision."""
+
+    model: str = "story"
+    """A folder, a hub name (``org/name``), or a built-in model: ``story``, ``story-draft``."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of weights and arithmetic; auto: float32 on a CPU."""
+    served_name: str | None = None
+    """The id that clients use; None: the model's own name."""
+    max_context: int | None = None
+    """Longest prompt + answer in tokens; None: what the model was made for, as far as the KV pool holds it."""
+    num_threads: int | None = None
+    """Threads of one operation; None: one per core."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache."""
+
+    block_size: int = 16
+    """Token positions per block."""
+    num_blocks: int | None = None
+    """Blocks in the pool; None: from ``kv_memory_bytes``."""
+    kv_memory_bytes: int | None = None
+    """Memory for KV blocks; None: from what the machine has free after weights (see the memory ledger)."""
+    prefix_caching: bool = True
+    """Keep computed blocks by content and reuse them for equal prefixes."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.block_size <= 1024, "block_size", self.block_size, "between 1 and 1024")
+        _check(self.num_blocks is None or self.num_blocks >= 1, "num_blocks", self.num_blocks, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Who runs next, and how much at once."""
+
+    max_seqs: int = 64
+    """Most sequences in a step."""
+    max_step_tokens: int = 512
+    """Most tokens computed in a step: prompts longer than what is left are computed in chunks."""
+    policy: PolicyName = "fcfs"
+    batching: BatchingName = "continuous"
+    batch_wait_s: float = 0.05
+    """Dynamic batching: start a batch that is not full after its oldest request waited this long."""
+    preemption: PreemptionName = "recompute"
+    itl_slo_s: float | None = None
+    """If given, prompt chunks are cut so that a step is expected to stay under this many seconds."""
+    tenant_weights: dict[str, float] = field(default_factory=dict)
+    """Fair share: weight by tenant; 1 where not named."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
+        _check(self.max_step_tokens >= 1, "max_step_tokens", self.max_step_tokens, "at least 1")
+        _check(self.itl_slo_s is None or self.itl_slo_s > 0, "itl_slo_s", self.itl_slo_s, "above 0")
+        _check(
+            all(w > 0 for w in self.tenant_weights.values()), "tenant_weights", self.tenant_weights, "all above 0"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything the engine is built from."""
+
+    source: ModelSource = field(default_factory=ModelSource)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    depth: int = 1
+    """Steps in flight: 1 plans each step after the last one's result; 2 plans one ahead."""
+    journal: str | None = None
+    """Write every plan and result to this file (``tokenmill replay`` reads it)."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.depth <= 8, "depth", self.depth, "between 1 and 8")
+
+    @classmethod
+    def from_options(cls, **options: Any) -> EngineConfig:
+        """Build from flat option names: ``EngineConfig.from_options(model="…", max_seqs=32)``.
+
+        Raises:
+            ConfigError: an unknown name (the near one is suggested) or a value out of range.
+        """
+        homes = {f.name: piece for piece in _PIECES for f in fields(piece)} | {"depth": cls, "journal": cls}
+        pieces: dict[type, dict[str, Any]] = {}
+        for name, value in options.items():
+            if name not in homes:
+                near = difflib.get_close_matches(name, homes, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"unknown engine option {name!r}{hint}")
+            pieces.setdefault(homes[name], {})[name] = value
+        return cls(
+            source=ModelSource(**pieces.get(ModelSource, {})),
+            cache=CacheConfig(**pieces.get(CacheConfig, {})),
+            scheduler=SchedulerConfig(**pieces.get(SchedulerConfig, {})),
+            **pieces.get(cls, {}),
+        )
+
+
+_PIECES: tuple[type, ...] = (ModelSource, CacheConfig, SchedulerConfig)
+
+
+def _check(ok: bool, name: str, value: object, wanted: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} must be {wanted}, not {value}")

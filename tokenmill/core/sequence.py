@@ -1,0 +1,75 @@
+"""``Sequence``: one continuation in progress, in tokens known and tokens computed.
+
+::
+
+    tokens   0 ........ prompt_len ........ num_tokens   + num_pending
+             |-- computed or planned --|-- still to compute --|
+                                   num_planned
+
+``num_planned`` counts the tokens whose KV is in the cache or will be once the steps in flight are done.
+``num_pending`` counts tokens being sampled by steps in flight: known to exist, value not yet known here.
+What a step must still catch up on is ``num_tokens + num_pending - num_planned``: many for a fresh prompt,
+one for a sequence that is generating. There is no phase.
+"""
+
+from __future__ import annotations
+
+from tokenmill.core.request import Request
+
+
+class Sequence:
+    """Mutable state of one choice of a request; owned by the scheduler, which alone changes it."""
+
+    __slots__ = (
+        "block_hashes",
+        "block_ids",
+        "index",
+        "max_tokens",
+        "num_cached",
+        "num_pending",
+        "num_planned",
+        "num_slots",
+        "num_tokens",
+        "prompt_len",
+        "request",
+        "seq_id",
+        "shared_tail",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(self, seq_id: int, request: Request, index: int = 0) -> None:
+        self.seq_id = seq_id
+        self.request = request
+        self.index = index
+        self.token_ids: list[int] = list(request.prompt_token_ids)
+        self.prompt_len = len(self.token_ids)
+        self.num_tokens = self.prompt_len
+        self.num_planned = 0
+        self.num_pending = 0
+        self.num_cached = 0
+        """Prompt tokens found in the cache when last admitted."""
+        self.max_tokens = self.prompt_len + request.max_new_tokens
+        self.stop_token_ids = request.stop_token_ids
+        self.block_ids: list[int] = []
+        self.num_slots = 0
+        """Token positions that ``block_ids`` can hold."""
+        self.shared_tail = False
+        """The block that the next token is written to may be shared: copy it first."""
+        self.block_hashes: list[bytes] = []
+        """Chained content hash of each full block, as far as computed."""
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens still to compute."""
+        return self.num_tokens + self.num_pending - self.num_planned
+
+    @property
+    def num_generated(self) -> int:
+        return self.num_tokens - self.prompt_len
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.seq_id}, {self.request.id}[{self.index}], tokens={self.num_tokens}"
+            f"+{self.num_pending}, planned={self.num_planned}, blocks={len(self.block_ids)})"
+        )
