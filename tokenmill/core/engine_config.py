@@ -73,9 +73,7 @@ class SchedulerConfig:
         _check(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
         _check(self.max_step_tokens >= 1, "max_step_tokens", self.max_step_tokens, "at least 1")
         _check(self.itl_slo_s is None or self.itl_slo_s > 0, "itl_slo_s", self.itl_slo_s, "above 0")
-        _check(
-            all(w > 0 for w in self.tenant_weights.values()), "tenant_weights", self.tenant_weights, "all above 0"
-        )
+        _check(all(w > 0 for w in self.tenant_weights.values()), "tenant_weights", self.tenant_weights, "all above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ per step; decisions are records, since they are rare and people read them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tokenmill.core.errors import RequestError
 from tokenmill.core.request import FinishReason
@@ -20,22 +20,14 @@ Cause = Literal[
     "token_budget",  # the step's tokens were spent on others
     "prompt_of_sibling",  # another choice of the same request is computing the shared prompt
     "batch_policy",  # static or dynamic batching waits for the batch to fill or to end
-    "behind_queue",  # an earlier request in the queue is blocked
-    "step_in_flight",  # its own sampled token is still on the way (depth > 1)
 ]
 """Why a sequence that could do something does not do it now."""
 
 
-class TokenEvent(NamedTuple):
-    """New tokens of one choice; ``finish_reason`` set on the last."""
-
-    request_id: str
-    index: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] | None
-    finish_reason: FinishReason | None
-    stop_token_id: int | None
-    """The token that ended it, if one did (it is the last of ``token_ids``)."""
+TokenEvent = tuple[str, int, tuple[int, ...], tuple[TokenLogprobs, ...] | None, FinishReason | None]
+"""New tokens of one choice: (request id, choice index, token ids, log-probabilities if asked for, the finish
+reason on the last). A plain tuple: there is one per running sequence per step. Finish reason ``stop`` means
+that the last of the token ids ended it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,7 @@ class Admitted:
     index: int
     cached_tokens: int
     resumed: bool
-    waited_for: Cause
+    waited_for: str
     """What it was waiting for last."""
 
 

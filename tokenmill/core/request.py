@@ -25,7 +25,7 @@ class CacheHints:
     ttl_s: float | None = None
     """Blocks unused for this long are evicted before any others; None: no limit."""
     pin: bool = False
-    """Keep the prompt's full blocks until they are unpinned."""
+    """Evict these blocks only when there is nothing else left to evict."""
 
 
 @dataclass(frozen=True, slots=True)

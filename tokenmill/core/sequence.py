@@ -3,8 +3,7 @@
 ::
 
     tokens   0 ........ prompt_len ........ num_tokens   + num_pending
-             |-- computed or planned --|-- still to compute --|
-                                   num_planned
+             |------- num_planned -------|-- still to compute --|
 
 ``num_planned`` counts the tokens whose KV is in the cache or will be once the steps in flight are done.
 ``num_pending`` counts tokens being sampled by steps in flight: known to exist, value not yet known here.
@@ -18,9 +17,10 @@ from tokenmill.core.request import Request
 
 
 class Sequence:
-    """Mutable state of one choice of a request; owned by the scheduler, which alone changes it."""
+    """Mutable state of one choice of a request. The scheduler and its KV cache alone change it."""
 
     __slots__ = (
+        "account",
         "block_hashes",
         "block_ids",
         "index",
@@ -28,9 +28,14 @@ class Sequence:
         "num_cached",
         "num_pending",
         "num_planned",
+        "num_preemptions",
+        "num_prompt_logprobs",
+        "num_published",
         "num_slots",
         "num_tokens",
+        "order",
         "prompt_len",
+        "publish_at",
         "request",
         "seq_id",
         "shared_tail",
@@ -40,6 +45,9 @@ class Sequence:
 
     def __init__(self, seq_id: int, request: Request, index: int = 0) -> None:
         self.seq_id = seq_id
+        """The worker's name for it; a new one after each preemption, so that stale results find nobody."""
+        self.order = seq_id
+        """Its place among all sequences by creation; never changes."""
         self.request = request
         self.index = index
         self.token_ids: list[int] = list(request.prompt_token_ids)
@@ -47,17 +55,28 @@ class Sequence:
         self.num_tokens = self.prompt_len
         self.num_planned = 0
         self.num_pending = 0
-        self.num_cached = 0
-        """Prompt tokens found in the cache when last admitted."""
         self.max_tokens = self.prompt_len + request.max_new_tokens
         self.stop_token_ids = request.stop_token_ids
+        self.num_preemptions = 0
+        self.num_prompt_logprobs = 0
+        """Prompt positions whose log-probabilities are out (position 0 has none)."""
+        self.account: object = None
+        """Where its time goes: the scheduler's ``SequenceAccount``."""
+
+        # The KV cache's part.
         self.block_ids: list[int] = []
         self.num_slots = 0
         """Token positions that ``block_ids`` can hold."""
         self.shared_tail = False
-        """The block that the next token is written to may be shared: copy it first."""
+        """The block that the next token is written to may have other holders: copy it first."""
+        self.num_cached = 0
+        """Tokens found in the cache when first admitted."""
         self.block_hashes: list[bytes] = []
-        """Chained content hash of each full block, as far as computed."""
+        """Chained content hashes of the first full blocks, as far as they were needed."""
+        self.num_published = 0
+        """Leading blocks that the prefix index knows (or knew another copy of)."""
+        self.publish_at = 0
+        """Number of computed tokens at which the next block is full."""
 
     @property
     def num_remaining(self) -> int:

@@ -1,0 +1,62 @@
+# make serve    a fresh environment, then the server on 127.0.0.1:8000 with the built-in model
+# make test     a fresh environment, then every test
+# make check    format, lint, types, architecture
+# make fmt      format and fix what can be fixed by itself
+# make clean    remove environments and caches
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Installed first and by exact version, so that no later requirement can choose another build of it.
+TORCH ?= torch==2.13.0
+
+MODEL ?= story
+PORT ?= 8000
+ARGS ?=
+TESTS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: serve test check fmt clean
+
+# Byte-compiling torch and transformers takes longer than installing them; Python does it on first import.
+PIP_INSTALL = -m pip install --no-compile --disable-pip-version-check
+
+# $(call environment,folder,extras): a new virtual environment, whatever was there before.
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: Tokenmill needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "== $(1) 1/3: fresh virtual environment ($$($(PYTHON) --version))"
+	@rm -rf $(1)
+	@$(PYTHON) -m venv $(1)
+	@echo "== $(1) 2/3: $(TORCH)"
+	@$(1)/bin/python $(PIP_INSTALL) "$(TORCH)"
+	@echo "== $(1) 3/3: tokenmill$(2)"
+	@$(1)/bin/python $(PIP_INSTALL) -e ".$(2)"
+	@touch $@
+endef
+
+serve: .venv/installed
+	@exec .venv/bin/tokenmill serve "$(MODEL)" --host 127.0.0.1 --port $(PORT) $(ARGS)
+
+test: .venv-test/installed
+	.venv-test/bin/python -m pytest -m "not heavy" $(TESTS)
+
+check: .venv-test/installed
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/ruff check .
+	.venv-test/bin/mypy
+	.venv-test/bin/python -m pytest --durations=0 tests/architecture
+
+fmt: .venv-test/installed
+	.venv-test/bin/ruff format .
+	.venv-test/bin/ruff check --fix .
+
+clean:
+	rm -rf .venv .venv-test build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml Makefile
+	$(call environment,.venv,[hub])
+
+.venv-test/installed: pyproject.toml Makefile
+	$(call environment,.venv-test,[dev])

@@ -1,0 +1,73 @@
+"""The engine's loop: plan, execute, commit.
+
+One loop with a depth. At depth 1 each step is planned after the last one's result; at depth 2 step n+1 is
+planned and handed over while step n runs. The scheduler decides, the executor does, and neither knows the
+other. Driven by a real executor and the machine's clock this serves; driven by a cost model and a virtual
+clock it simulates.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tokenmill.core.clock import Clock
+from tokenmill.core.events import StepEvents
+from tokenmill.core.request import Request
+from tokenmill.core.step import StepPlan
+from tokenmill.engine.contracts import Executor, Pending
+from tokenmill.engine.journal import JournalWriter
+from tokenmill.engine.scheduler import Scheduler
+
+
+class Engine:
+    """Drives a scheduler and an executor. Not thread-safe: one thread calls it."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        *,
+        depth: int = 1,
+        journal: JournalWriter | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.clock = clock
+        self.depth = depth
+        self._journal = journal
+        self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Requests are under way, or steps in flight."""
+        return self.scheduler.has_requests or bool(self._in_flight)
+
+    def add(self, request: Request) -> None:
+        """Take a request in; raises ``RequestError`` if it can never be done."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Give a request up; its blocks are free at once."""
+        self.scheduler.abort(request_id, self.clock.now())
+
+    def stop(self, request_id: str, index: int) -> None:
+        """One choice is complete (a stop string was found in its text)."""
+        self.scheduler.stop(request_id, index, self.clock.now())
+
+    def step(self) -> StepEvents:
+        """Fill the pipe with plans, wait for the oldest, commit it. With nothing to do, tells what there is to tell."""
+        while len(self._in_flight) < self.depth:
+            plan = self.scheduler.plan(self.clock.now())
+            if plan.empty:
+                break
+            if self._journal:
+                self._journal.plan(plan)
+            self._in_flight.append((plan, self.executor.submit(plan)))
+        if not self._in_flight:
+            return self.scheduler.take_events()
+        plan, pending = self._in_flight.popleft()
+        result = pending.result()
+        if self._journal:
+            self._journal.result(result)
+        return self.scheduler.commit(plan, result, self.clock.now())

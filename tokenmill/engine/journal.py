@@ -1,0 +1,220 @@
+"""The journal: every plan and every result, one JSON object a line. A journal is a bug report that replays.
+
+The first line says what the executor must be like (model, block size, number of blocks, precision); the
+others alternate as they happened. ``replay`` hands the plans to an executor and compares what comes back:
+tokens and log-probabilities must be equal bit for bit (a float is written so that it reads back the same;
+seconds are not compared).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from tokenmill.core.errors import SetupError
+from tokenmill.core.params import SamplingParams
+from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
+from tokenmill.engine.contracts import Executor
+
+FORMAT = 1
+
+Record = StepPlan | StepResult
+
+
+class JournalWriter:
+    """Appends records to a file; each line is flushed, so that a crash loses nothing that happened before it."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._write({"journal": FORMAT, **header})
+
+    def plan(self, plan: StepPlan) -> None:
+        self._write({"plan": _plan_to_json(plan)})
+
+    def result(self, result: StepResult) -> None:
+        self._write({"result": _result_to_json(result)})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A step that did not replay."""
+
+    step_id: int
+    seq_id: int
+    field: str
+    recorded: object
+    replayed: object
+
+
+@dataclass(slots=True)
+class ReplayReport:
+    num_steps: int = 0
+    num_tokens: int = 0
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The journal's first line: how its executor was built.
+
+    Raises:
+        SetupError: the file is not a journal, or one of another format.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = json.loads(file.readline())
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot read journal {path}: {error}") from error
+    if not isinstance(header, dict) or header.get("journal") != FORMAT:
+        raise SetupError(f"{path} is not a journal of format {FORMAT} (serve with --journal FILE writes one)")
+    return header
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The plans and results in order. A line cut short by a crash ends the journal."""
+    with path.open(encoding="utf-8") as file:
+        next(file)
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            record = json.loads(line)
+            yield _plan_from_json(record["plan"]) if "plan" in record else _result_from_json(record["result"])
+
+
+def replay(records: Iterator[Record], executor: Executor) -> Iterator[tuple[StepResult, list[Mismatch]]]:
+    """Carry out the recorded plans on ``executor`` (started) and compare each result with the recorded one."""
+    pending = []
+    for record in records:
+        if isinstance(record, StepPlan):
+            pending.append(executor.submit(record))
+        else:
+            yield record, compare(record, pending.pop(0).result())
+
+
+def compare(recorded: StepResult, replayed: StepResult) -> list[Mismatch]:
+    """Where two results of one step differ, bit for bit; their seconds may."""
+    found = []
+    old_tokens = dict(zip(recorded.seq_ids, recorded.token_ids, strict=True))
+    new_tokens = dict(zip(replayed.seq_ids, replayed.token_ids, strict=True))
+    pairs: list[tuple[str, Any, Any]] = [
+        ("token_ids", old_tokens, new_tokens),
+        ("logprobs", recorded.logprobs, replayed.logprobs),
+        ("prompt_logprobs", recorded.prompt_logprobs, replayed.prompt_logprobs),
+        ("errors", recorded.errors, replayed.errors),
+    ]
+    for name, old, new in pairs:
+        for seq_id in sorted({*old, *new}):
+            if old.get(seq_id) != new.get(seq_id):
+                found.append(Mismatch(recorded.step_id, seq_id, name, old.get(seq_id), new.get(seq_id)))
+    return found
+
+
+# ---- records as JSON: dictionary keys are strings there, tuples are lists, frozensets are sorted lists ------
+
+
+def _plan_to_json(plan: StepPlan) -> dict[str, Any]:
+    return {
+        "step_id": plan.step_id,
+        "seq_ids": plan.seq_ids,
+        "starts": plan.starts,
+        "counts": plan.counts,
+        "new": [_new_to_json(new) for new in plan.new],
+        "block_updates": dict(plan.block_updates),
+        "copies": plan.copies,
+        "drafts": dict(plan.drafts),
+        "dropped": plan.dropped,
+    }
+
+
+def _new_to_json(new: NewSequence) -> dict[str, Any]:
+    return {
+        "seq_id": new.seq_id,
+        "token_ids": new.token_ids,
+        "prompt_len": new.prompt_len,
+        "params": asdict(new.params),
+        "seed": new.seed,
+        "stop_token_ids": sorted(new.stop_token_ids),
+        "block_ids": new.block_ids,
+    }
+
+
+def _plan_from_json(data: dict[str, Any]) -> StepPlan:
+    return StepPlan(
+        step_id=data["step_id"],
+        seq_ids=tuple(data["seq_ids"]),
+        starts=tuple(data["starts"]),
+        counts=tuple(data["counts"]),
+        new=tuple(_new_from_json(new) for new in data["new"]),
+        block_updates={int(k): (index, tuple(ids)) for k, (index, ids) in data["block_updates"].items()},
+        copies=tuple((source, destination) for source, destination in data["copies"]),
+        drafts={int(k): tuple(ids) for k, ids in data["drafts"].items()},
+        dropped=tuple(data["dropped"]),
+    )
+
+
+def _new_from_json(data: dict[str, Any]) -> NewSequence:
+    return NewSequence(
+        seq_id=data["seq_id"],
+        token_ids=tuple(data["token_ids"]),
+        prompt_len=data["prompt_len"],
+        params=_params_from_json(data["params"]),
+        seed=data["seed"],
+        stop_token_ids=frozenset(data["stop_token_ids"]),
+        block_ids=tuple(data["block_ids"]),
+    )
+
+
+def _params_from_json(data: dict[str, Any]) -> SamplingParams:
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    values["logit_bias"] = {int(token_id): bias for token_id, bias in data["logit_bias"].items()}
+    values["bad_words_ids"] = tuple(tuple(ids) for ids in data["bad_words_ids"])
+    return SamplingParams(**values)
+
+
+def _result_to_json(result: StepResult) -> dict[str, Any]:
+    return {
+        "step_id": result.step_id,
+        "seq_ids": result.seq_ids,
+        "token_ids": result.token_ids,
+        "logprobs": {k: [_entry_to_json(e) for e in entries] for k, entries in result.logprobs.items()},
+        "prompt_logprobs": {
+            k: [position, [_entry_to_json(e) for e in entries]]
+            for k, (position, entries) in result.prompt_logprobs.items()
+        },
+        "errors": dict(result.errors),
+        "drafts": dict(result.drafts),
+        "seconds": result.seconds,
+    }
+
+
+def _entry_to_json(entry: TokenLogprobs) -> list[Any]:
+    return [entry.token_id, entry.logprob, entry.rank, entry.top]
+
+
+def _result_from_json(data: dict[str, Any]) -> StepResult:
+    return StepResult(
+        step_id=data["step_id"],
+        seq_ids=tuple(data["seq_ids"]),
+        token_ids=tuple(tuple(ids) for ids in data["token_ids"]),
+        logprobs={int(k): _entries(entries) for k, entries in data["logprobs"].items()},
+        prompt_logprobs={int(k): (pos, _entries(entries)) for k, (pos, entries) in data["prompt_logprobs"].items()},
+        errors={int(k): reason for k, reason in data["errors"].items()},
+        drafts={int(k): tuple(ids) for k, ids in data["drafts"].items()},
+        seconds=data["seconds"],
+    )
+
+
+def _entries(data: list[Any]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(token_id, logprob, rank, tuple((i, value) for i, value in top))
+        for token_id, logprob, rank, top in data
+    )

@@ -1,0 +1,62 @@
+"""Which cached block gives way first: expired ones, then the lowest priority, then the least recently used.
+
+Only blocks that nobody holds are here. Within a level the order of arrival is the order of last use: a
+block enters when its last holder lets go, and leaves when somebody takes it up again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+
+PINNED = 2**31
+"""The level of pinned blocks: above every priority a client can ask for."""
+
+
+class EvictionQueue:
+    """Unheld cached blocks in the order in which they are given up."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, dict[int, int]] = {}  # priority → {block id: ticket}, oldest first
+        self._level_of: dict[int, int] = {}
+        self._expiries: list[tuple[float, int, int]] = []  # (moment, ticket, block id); stale ones skipped
+        self._tickets = count()
+
+    def __len__(self) -> int:
+        return len(self._level_of)
+
+    def __contains__(self, block_id: int) -> bool:
+        return block_id in self._level_of
+
+    def add(self, block_id: int, priority: int, expires_s: float | None) -> None:
+        """The block's last holder let go of it."""
+        ticket = next(self._tickets)
+        self._levels.setdefault(priority, {})[block_id] = ticket
+        self._level_of[block_id] = priority
+        if expires_s is not None:
+            heapq.heappush(self._expiries, (expires_s, ticket, block_id))
+
+    def remove(self, block_id: int) -> None:
+        """The block is held again."""
+        priority = self._level_of.pop(block_id)
+        level = self._levels[priority]
+        del level[block_id]
+        if not level:
+            del self._levels[priority]
+
+    def pop(self, now: float) -> int:
+        """Take out the block to give up next."""
+        block_id = self._expired(now)
+        if block_id is None:
+            level = self._levels[min(self._levels)]
+            block_id = next(iter(level))
+        self.remove(block_id)
+        return block_id
+
+    def _expired(self, now: float) -> int | None:
+        while self._expiries and self._expiries[0][0] <= now:
+            _, ticket, block_id = heapq.heappop(self._expiries)
+            priority = self._level_of.get(block_id)
+            if priority is not None and self._levels[priority][block_id] == ticket:
+                return block_id
+        return None

@@ -1,0 +1,129 @@
+"""The pool of KV blocks: reference counts, and who gives way when a block is wanted.
+
+A block is in exactly one of three states::
+
+    free     nobody holds it, its content means nothing
+    cached   nobody holds it, the prefix index knows its content: given up when a block is wanted
+    held     by one or more sequences (the index may know it too)
+
+``num_available`` counts the first two: what can be allocated now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tokenmill.core.request import CacheHints
+from tokenmill.engine.kvcache.eviction import PINNED, EvictionQueue
+from tokenmill.engine.kvcache.prefix import PrefixIndex
+
+
+class BlockPool:
+    """Block ids ``0 … num_blocks - 1``. Pure accounting: the tensors live in the executor."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.num_evicted = 0
+        """Cached blocks given up so far."""
+        self.index = PrefixIndex()
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached = EvictionQueue()
+        self._ref_counts = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._hints: list[CacheHints | None] = [None] * num_blocks
+
+    @property
+    def num_available(self) -> int:
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def num_held(self) -> int:
+        return self.num_blocks - self.num_available
+
+    def ref_count(self, block_id: int) -> int:
+        return self._ref_counts[block_id]
+
+    def allocate(self, count: int, now: float) -> list[int]:
+        """Take ``count`` blocks, evicting cached ones if it must. The caller has looked at ``num_available``."""
+        block_ids = []
+        for _ in range(count):
+            block_id = self._free.pop() if self._free else self._evict(now)
+            self._ref_counts[block_id] = 1
+            block_ids.append(block_id)
+        return block_ids
+
+    def share(self, block_ids: Iterable[int]) -> None:
+        """One more holder for each of these (cached ones come back to life)."""
+        for block_id in block_ids:
+            if self._ref_counts[block_id] == 0:
+                self._cached.remove(block_id)
+            self._ref_counts[block_id] += 1
+
+    def release(self, block_ids: Sequence[int], now: float) -> None:
+        """One holder fewer. The last blocks are let go first, so that a prefix outlives its continuations."""
+        for block_id in reversed(block_ids):
+            self._ref_counts[block_id] -= 1
+            if self._ref_counts[block_id] == 0:
+                self._rest(block_id, now)
+
+    def publish(self, block_id: int, block_hash: bytes, hints: CacheHints) -> None:
+        """The (held, full) block's content is computed and may be found by others from now on."""
+        if self._hashes[block_id] is None and self.index.add(block_hash, block_id):
+            self._hashes[block_id] = block_hash
+            self._hints[block_id] = hints
+
+    def num_unheld(self, block_ids: Iterable[int]) -> int:
+        """How many of these are cached with no holder: sharing them uses up availability."""
+        return sum(1 for block_id in block_ids if self._ref_counts[block_id] == 0)
+
+    def clear_cached(self) -> int:
+        """Forget every cached block that nobody holds; returns how many."""
+        num_cleared = len(self._cached)
+        while len(self._cached):
+            self._free.append(self._evict(0.0))
+        return num_cleared
+
+    def _rest(self, block_id: int, now: float) -> None:
+        hints = self._hints[block_id]
+        if hints is None:
+            self._free.append(block_id)
+            return
+        expires_s = None if hints.ttl_s is None or hints.pin else now + hints.ttl_s
+        self._cached.add(block_id, PINNED if hints.pin else hints.priority, expires_s)
+
+    def _evict(self, now: float) -> int:
+        block_id = self._cached.pop(now)
+        block_hash = self._hashes[block_id]
+        assert block_hash is not None
+        self.index.remove(block_hash)
+        self._hashes[block_id] = None
+        self._hints[block_id] = None
+        self.num_evicted += 1
+        return block_id
+
+    def check(self, holders: Sequence[Sequence[int]]) -> None:
+        """Assert every invariant against ``holders``: the block tables of all who hold blocks."""
+        counts = [0] * self.num_blocks
+        for block_ids in holders:
+            assert len(set(block_ids)) == len(block_ids), "a sequence holds a block twice"
+            for block_id in block_ids:
+                counts[block_id] += 1
+        assert counts == self._ref_counts, "reference counts differ from the holders"
+        free = set(self._free)
+        assert len(free) == len(self._free), "a block is free twice"
+        for block_id in range(self.num_blocks):
+            states = (block_id in free, block_id in self._cached, counts[block_id] > 0)
+            assert sum(states) == 1, f"block {block_id} is in states (free, cached, held) = {states}"
+            block_hash = self._hashes[block_id]
+            assert (block_hash is None) == (self._hints[block_id] is None)
+            assert block_hash is not None or block_id not in self._cached, "a cached block without a hash"
+            assert block_hash is None or self.index.get(block_hash) == block_id, "the index points elsewhere"
+        assert len(self.index) == sum(h is not None for h in self._hashes), "the index knows a block too many"

@@ -1,0 +1,7 @@
+"""Attention."""
+
+from __future__ import annotations
+
+
+class AttentionPlan:
+    pass

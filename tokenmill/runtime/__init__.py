@@ -1,0 +1,1 @@
+"""Carrying out a step: plan → tensors → model → tokens. Imports torch; decides nothing."""

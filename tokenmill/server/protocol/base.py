@@ -1,0 +1,260 @@
+"""What the two generating endpoints share, and the small types that every other one uses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from typing_extensions import NotRequired, TypedDict
+
+from tokenmill.core.errors import InvalidRequest
+from tokenmill.core.params import (
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_SEED,
+    MAX_STOP_BYTES,
+    MAX_STOP_STRINGS,
+    SamplingParams,
+)
+from tokenmill.engine.service import Usage
+
+MAX_INT = 2**31 - 1
+MAX_STOP_TOKEN_IDS = 1024
+MAX_ALLOWED_TOKEN_IDS = 2**17
+T = TypeVar("T")
+
+
+class Wire(BaseModel):
+    """Base of everything that a client sends."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_omitted(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The same in the published schema: what may be left out may be null."""
+        made = handler.resolve_ref_schema(handler(schema))
+        for name, prop in made.get("properties", {}).items():
+            if name not in made.get("required", ()):
+                made["properties"][name] = {"anyOf": [prop, {"type": "null"}]}
+        return made
+
+
+def _kind(value: object) -> Literal["~list", "~one"]:
+    return "~list" if isinstance(value, list) else "~one"
+
+
+def _stop_size(text: str) -> str:
+    if len(text.encode("utf-8")) > MAX_STOP_BYTES:
+        raise ValueError(f"a stop string must be at most {MAX_STOP_BYTES} bytes")
+    return text
+
+
+def _token_id_keys(bias: dict[str, float]) -> dict[str, float]:
+    for key in bias:
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise ValueError(f"the key {key[:32]!a} is not a token id")
+    return bias
+
+
+StopString = Annotated[str, Field(min_length=1), AfterValidator(_stop_size)]
+StopStrings = Annotated[
+    Annotated[StopString, Tag("~one")]
+    | Annotated[list[StopString], Field(min_length=1, max_length=MAX_STOP_STRINGS), Tag("~list")],
+    Discriminator(_kind),
+]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+Label = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[\x20-\x7e]+$")]
+"""Something that is only passed on or ignored: printable ASCII."""
+Salt = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:=+~-]+$")]
+"""Names a share of the prefix cache. No slashes: it may become part of a key elsewhere."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+    """Send one more chunk at the end, without choices, that holds the usage."""
+    include_obfuscation: Literal[False] = False
+    """Padding against side channels is not built."""
+
+
+class GenerationRequest(Wire):
+    """The fields of chat and completions alike; those after ``user`` are extensions with vLLM's names."""
+
+    model: Annotated[str, Field(max_length=512)]
+    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
+    seed: Annotated[int, Field(ge=-(2**63), le=MAX_SEED)] | None = None
+    stop: StopStrings | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=MAX_LOGIT_BIAS),
+        AfterValidator(_token_id_keys),
+    ] = Field(default_factory=dict)
+    metadata: Metadata | None = None
+    """Accepted and not kept."""
+    user: Label | None = None
+    """Accepted and not kept."""
+
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT)] = 0
+    """0 and -1 keep every token."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+    ignore_eos: bool = False
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(default_factory=list)
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
+    """Smaller runs earlier, where the server's policy looks at it."""
+    timeout_s: Annotated[float, Field(gt=0, le=86400)] | None = None
+    """Fail with 504 when the answer is not complete after this long."""
+    cache_salt: Salt = "default"
+    """Cached prompts are shared only within one salt."""
+
+    @model_validator(mode="after")
+    def _stream_rules(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options is only for stream: true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest("prompt_logprobs is not for stream: true", param="prompt_logprobs")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling_params(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        best_of: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
+        """The engine's form of the request.
+
+        Raises:
+            InvalidRequest: two fields contradict each other (``best_of`` below ``n``, ``min_tokens`` above
+                the limit).
+        """
+        return SamplingParams(
+            n=self.n,
+            best_of=best_of,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=max(0, self.top_k),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()},
+            bad_words=tuple(self.bad_words),
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids),
+            include_stop=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            seed=self.seed,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    error: ErrorDetail
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
+    """Prompt tokens that were not computed, since the prefix cache held them."""
+
+
+class UsageBody(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TimingBody(TypedDict):
+    """Where the time went, in seconds. With several prompts: of the one that took longest."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    total_s: float
+    ttft_s: float | None
+    """From the request's arrival to its first token, as this server saw it."""
+    tpot_s: float | None
+    """Per token of the longest choice after its first; null where there is none."""
+    tokens_per_s: float | None
+    """Generated tokens of all choices over the whole time."""
+    chunks: int
+    """Steps that computed prompt tokens."""
+    preemptions: int
+
+
+PromptLogprob = TypedDict("PromptLogprob", {"logprob": float, "rank": int | None, "decoded_token": str})
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""Per prompt token: token id → its log-probability, likeliest first; null for the first token."""
+
+
+class Answer(TypedDict):
+    """What every generated answer and every chunk of one begins with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: NotRequired[UsageBody | None]
+    timing: NotRequired[TimingBody]
+
+
+def usage_body(parts: list[Usage]) -> UsageBody:
+    """The sum over a request's prompts."""
+    prompt, completion = sum(u.prompt_tokens for u in parts), sum(u.completion_tokens for u in parts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in parts)},
+    }
