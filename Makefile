@@ -56,7 +56,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml Makefile
-	$(call environment,.venv,[hub])
+	$(call environment,.venv,)
 
 .venv-test/installed: pyproject.toml Makefile
 	$(call environment,.venv-test,[dev])

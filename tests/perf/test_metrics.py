@@ -71,7 +71,8 @@ def test_bandwidth_utilisation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("price_per_hour", "tokens_per_s", "wanted"), [(2, 100, 5.556), (2.5, 800, 0.868), (20, 3000, 1.852), (32, 8000, 1.111)]
+    ("price_per_hour", "tokens_per_s", "wanted"),
+    [(2, 100, 5.556), (2.5, 800, 0.868), (20, 3000, 1.852), (32, 8000, 1.111)],
 )
 def test_cost_per_million_tokens(price_per_hour: float, tokens_per_s: float, wanted: float) -> None:
     assert cost_per_million(price_per_hour, tokens_per_s) == pytest.approx(wanted, abs=5e-4)

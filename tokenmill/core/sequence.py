@@ -37,6 +37,7 @@ class Sequence:
         "prompt_len",
         "publish_at",
         "request",
+        "request_id",
         "seq_id",
         "shared_tail",
         "stop_token_ids",
@@ -49,6 +50,7 @@ class Sequence:
         self.order = seq_id
         """Its place among all sequences by creation; never changes."""
         self.request = request
+        self.request_id = request.id
         self.index = index
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.prompt_len = len(self.token_ids)

@@ -71,3 +71,9 @@ class Engine:
         if self._journal:
             self._journal.result(result)
         return self.scheduler.commit(plan, result, self.clock.now())
+
+    def close(self) -> None:
+        """Release the executor and the journal."""
+        self.executor.close()
+        if self._journal:
+            self._journal.close()

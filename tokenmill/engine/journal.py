@@ -174,7 +174,7 @@ def _new_from_json(data: dict[str, Any]) -> NewSequence:
 
 
 def _params_from_json(data: dict[str, Any]) -> SamplingParams:
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     values["logit_bias"] = {int(token_id): bias for token_id, bias in data["logit_bias"].items()}
     values["bad_words_ids"] = tuple(tuple(ids) for ids in data["bad_words_ids"])
     return SamplingParams(**values)

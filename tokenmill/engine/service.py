@@ -1,23 +1,25 @@
-"""The asynchronous face of the engine: submit a prompt, iterate over what comes.
+"""The asynchronous face of the engine, as a contract: submit a prompt, iterate over what comes.
 
-One thread runs ``Engine.step``; callers live on an asyncio loop. They meet in two places only: a list of
-commands that the engine thread empties before each step, and ``call_soon_threadsafe`` with each step's
-events. Everything about text (detokenising, stop strings) happens on the caller's side, per request.
+Whoever serves the engine to others (``server/``) knows these names and nothing behind them.
+``engine/async_service.py`` holds the one that runs the engine in a thread of this process.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tokenmill.core.events import Account
+from tokenmill.core.events import Account, StepEvents
 from tokenmill.core.params import SamplingParams
-from tokenmill.core.request import CacheHints, FinishReason
+from tokenmill.core.request import CacheHints
 from tokenmill.core.step import TokenLogprobs
+from tokenmill.engine.choice import Output
 
 if TYPE_CHECKING:
     from tokenmill.engine.text import TextCodec
+
+__all__ = ["Output", "RequestHandle", "Service", "Submission", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +39,10 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """One increment of one choice. Concatenated per ``index``, the texts are the answer."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] | None
-    """One entry per token of ``token_ids`` when asked for."""
-    token_texts: tuple[str, ...] | None
-    """With logprobs: each token's own text (bytes that are no UTF-8 show as U+FFFD)."""
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None = None
-    """The stop token or stop string that ended it; None for the model's own end or the length."""
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    """Over all choices generated, those of ``best_of`` that are not returned included."""
     cached_tokens: int
 
 
@@ -79,6 +66,11 @@ class RequestHandle(Protocol):
         ...
 
     @property
+    def first_token_s(self) -> float | None:
+        """Seconds from submission to the first token; None before it."""
+        ...
+
+    @property
     def account(self) -> Account | None:
         """Where the time went; None until the request has ended."""
         ...
@@ -89,22 +81,8 @@ class RequestHandle(Protocol):
         ...
 
 
-class ServiceState(Protocol):
-    """What health, metrics and pages may ask."""
-
-    @property
-    def live(self) -> bool:
-        """The engine thread runs and makes progress."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """New requests are taken."""
-        ...
-
-
 class Service(Protocol):
-    """What the server is handed; ``EngineService`` below is the real one."""
+    """What the server is handed."""
 
     model_name: str
     created: int
@@ -113,8 +91,21 @@ class Service(Protocol):
     max_context: int
     """Longest prompt + answer in tokens."""
     vocab_size: int
-    live: bool
-    ready: bool
+
+    @property
+    def live(self) -> bool:
+        """The engine runs and makes progress."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """New requests are taken."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """It was told to stop, and only finishes what it has."""
+        ...
 
     def submit(self, submission: Submission) -> RequestHandle:
         """Queue a request.
@@ -123,6 +114,10 @@ class Service(Protocol):
             RequestError: it can never be done (too long, never fits, a token id out of range).
             Unavailable: not ready or draining.
         """
+        ...
+
+    def subscribe(self, listener: Callable[[StepEvents], None]) -> None:
+        """Call ``listener`` with every step's events, on the event loop."""
         ...
 
     def explain(self, request_id: str) -> dict[str, Any] | None:

@@ -46,7 +46,13 @@ class HttpError(RequestError):
     """The request broke a rule of HTTP or of this server's door."""
 
     def __init__(
-        self, status: int, message: str, *, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status
@@ -133,9 +139,7 @@ def from_validation(error: ValidationError, model: type[BaseModel]) -> InvalidRe
     param = _path(first)
     kind = first["type"]
     if kind == "missing":
-        return InvalidRequest(
-            f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if kind == "extra_forbidden":
         return InvalidRequest(
             f"Unknown parameter: '{param}'.{_hint(first, model)}", param=param, code="unknown_parameter"

@@ -12,8 +12,6 @@ So a step with a thousand sequences waiting or running costs the accounts two ad
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from tokenmill.core.events import Account, Cause
 
 
@@ -36,65 +34,65 @@ class CauseClock:
         self.cause = cause
 
     def reading(self, now: float) -> dict[str, float]:
-        self.tick(now)
-        return dict(self._totals)
+        """Seconds per cause up to ``now``; changes nothing, so that other threads may look."""
+        totals = dict(self._totals)
+        if self._since_s is not None:
+            totals[self.cause] = totals.get(self.cause, 0.0) + max(0.0, now - self._since_s)
+        return totals
 
 
-@dataclass(slots=True)
 class SequenceAccount:
     """One sequence's states so far. ``enter`` closes the present state and opens the next."""
 
-    arrival_s: float
-    state: str = "queue"
-    """``queue``, ``preempted`` (both waiting), ``prefill``, ``decode``."""
-    stalled: Cause | None = None
-    """Set while it is in the batch but left out of steps."""
-    causes: dict[str, float] = field(default_factory=dict)
-    num_chunks: int = 0
-    num_preemptions: int = 0
-    first_token_s: float | None = None
-    _since_s: float = 0.0
-    _clock: CauseClock | None = None
-    _reading: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._since_s = self.arrival_s
-        self.stalled = "step_boundary"
+    def __init__(self, arrival_s: float) -> None:
+        self.arrival_s = arrival_s
+        self.state = "queue"
+        """``queue``, ``preempted`` (both waiting), ``prefill``, ``decode``."""
+        self.stalled: Cause | None = "step_boundary"
+        """The one cause of a state whose time no clock splits."""
+        self.num_chunks = 0
+        self.num_preemptions = 0
+        self.first_token_s: float | None = None
+        self._causes: dict[str, float] = {}
+        self._since_s = arrival_s
+        self._clock: CauseClock | None = None
+        self._reading: dict[str, float] = {}
 
     def enter(self, state: str, now: float, *, clock: CauseClock | None = None, stalled: Cause | None = None) -> None:
         """Change state. With ``clock``, the time in the new state is split by its causes."""
-        self._close(now)
+        self._causes = self._causes_until(now)
         self.state, self.stalled, self._since_s, self._clock = state, stalled, now, clock
         self._reading = clock.reading(now) if clock else {}
 
-    def _close(self, now: float) -> None:
-        if self._clock is None:
-            name = f"{self.state}:{self.stalled}" if self.stalled else self.state
-            self._add(name, now - self._since_s)
-            return
-        rest = now - self._since_s
-        for cause, total_s in self._clock.reading(now).items():
-            seconds = total_s - self._reading.get(cause, 0.0)
-            rest -= seconds
-            self._add(f"{self.state}:{cause}" if cause else self.state, seconds)
-        self._add(self.state, rest)
-
-    def _add(self, name: str, seconds: float) -> None:
-        if seconds > 1e-12:
-            self.causes[name] = self.causes.get(name, 0.0) + seconds
-
     def summary(self, now: float) -> Account:
-        """The account up to ``now``; the sequence may go on."""
-        self.enter(self.state, now, clock=self._clock, stalled=self.stalled)
+        """The account up to ``now``; changes nothing, the sequence may go on."""
+        causes = self._causes_until(now)
         return Account(
             total_s=now - self.arrival_s,
-            queue_s=self._sum("queue") + self._sum("preempted"),
-            prefill_s=self._sum("prefill"),
-            decode_s=self._sum("decode"),
-            causes=dict(self.causes),
+            queue_s=_sum(causes, "queue") + _sum(causes, "preempted"),
+            prefill_s=_sum(causes, "prefill"),
+            decode_s=_sum(causes, "decode"),
+            causes=causes,
             num_chunks=self.num_chunks,
             num_preemptions=self.num_preemptions,
         )
 
-    def _sum(self, state: str) -> float:
-        return sum(s for name, s in self.causes.items() if name == state or name.startswith(state + ":"))
+    def _causes_until(self, now: float) -> dict[str, float]:
+        """Seconds by cause, the present state included."""
+        causes = dict(self._causes)
+        rest = now - self._since_s
+        for cause, total_s in self._clock.reading(now).items() if self._clock else ():
+            seconds = total_s - self._reading.get(cause, 0.0)
+            rest -= seconds
+            _add(causes, f"{self.state}:{cause}" if cause else self.state, seconds)
+        _add(causes, f"{self.state}:{self.stalled}" if self.stalled else self.state, rest)
+        return causes
+
+
+def _add(causes: dict[str, float], name: str, seconds: float) -> None:
+    if seconds > 1e-12:
+        causes[name] = causes.get(name, 0.0) + seconds
+
+
+def _sum(causes: dict[str, float], state: str) -> float:
+    return sum(seconds for name, seconds in causes.items() if name == state or name.startswith(state + ":"))

@@ -289,11 +289,11 @@ class Scheduler:
     def _give_way(self, victim: Sequence, beneficiary: Sequence, now: float) -> None:
         """Carry out what the preemption policy says becomes of ``victim``."""
         if self.preemption.choose(victim) == "refuse":
-            message = f"the KV cache is full and request {beneficiary.request.id} goes first; try again later"
-            self._fail(victim.request.id, Preempted(message), now)
+            message = f"the KV cache is full and request {beneficiary.request_id} goes first; try again later"
+            self._fail(victim.request_id, Preempted(message), now)
             self.num_preemptions += 1
             return
-        lost = PreemptedForBlocks(victim.request.id, victim.index, victim.num_planned, beneficiary.request.id)
+        lost = PreemptedForBlocks(victim.request_id, victim.index, victim.num_planned, beneficiary.request_id)
         self._events.decisions.append(lost)
         self.preempt(victim, now)
 
@@ -324,7 +324,7 @@ class Scheduler:
 
     def _take_blocks(self, seq: Sequence, now: float) -> bool:
         """From the leader of its request, if that one has computed their prompt; else from cache and pool."""
-        leader = self._requests[seq.request.id].leader
+        leader = self._requests[seq.request_id].leader
         computed = leader.seq_id in self._running and leader.seq_id not in self._prefilling
         if computed and seq is not leader and seq.num_generated == 0:
             return self.cache.fork(leader, seq, now)
@@ -335,7 +335,7 @@ class Scheduler:
         waited_for = self._queue_clock.cause
         account = account_of(seq)
         self._events.decisions.append(
-            Admitted(seq.request.id, seq.index, seq.num_planned, seq.num_preemptions > 0, waited_for)
+            Admitted(seq.request_id, seq.index, seq.num_planned, seq.num_preemptions > 0, waited_for)
         )
         account.enter("prefill", now)
         self._running[seq.seq_id] = seq
@@ -407,37 +407,49 @@ class Scheduler:
         return events
 
     def _take_tokens(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """Publish what was computed, take in what was sampled. The hot loop: a few attribute reads per row."""
         running, prefilling, logprobs = self._running, self._prefilling, result.logprobs
+        has_prompts = bool(prefilling)
         emit = self._events.tokens.append
         sampled = dict(zip(result.seq_ids, result.token_ids, strict=True))
-        for seq_id, start, count in zip(plan.seq_ids, plan.starts, plan.counts, strict=True):
+        for seq_id, start, count in zip(plan.seq_ids, plan.starts, plan.counts):  # noqa: B905 (strict costs here)
             seq = running.get(seq_id)
             if seq is None:
                 continue  # finished, aborted or preempted since
             if start + count >= seq.publish_at:
                 self.cache.publish(seq, start + count)
-            if prefilling and seq_id in prefilling:
-                account_of(seq).num_chunks += 1
             token_ids = sampled.get(seq_id)
+            if has_prompts and seq_id in prefilling and not self._advance_prompt(seq, token_ids is not None, now):
+                continue
             if token_ids is None:
                 continue
             seq.num_pending -= 1
-            if prefilling and seq_id in prefilling:
-                self._caught_up(seq, now)
-                if seq.max_tokens == seq.prompt_len:  # asked for no tokens, only for the prompt to be computed
-                    emit((seq.request.id, seq.index, (), None, "length"))
-                    self._end(self._requests[seq.request.id], seq, now)
-                    continue
-            seq.token_ids += token_ids
-            seq.num_tokens += len(token_ids)
-            reason: FinishReason | None = None
+            seq.token_ids.extend(token_ids)
+            num_tokens = seq.num_tokens = seq.num_tokens + len(token_ids)
+            entries = logprobs.get(seq_id) if logprobs else None
             if token_ids[-1] in seq.stop_token_ids:
-                reason = "stop"
-            elif seq.num_tokens >= seq.max_tokens:
+                reason: FinishReason = "stop"
+            elif num_tokens >= seq.max_tokens:
                 reason = "length"
-            emit((seq.request.id, seq.index, token_ids, logprobs.get(seq_id) if logprobs else None, reason))
-            if reason is not None:
-                self._end(self._requests[seq.request.id], seq, now)
+            else:
+                emit((seq.request_id, seq.index, token_ids, entries, None))
+                continue
+            emit((seq.request_id, seq.index, token_ids, entries, reason))
+            self._end(self._requests[seq.request_id], seq, now)
+
+    def _advance_prompt(self, seq: Sequence, sampled: bool, now: float) -> bool:
+        """Account for a row of a sequence that was behind; False if it ended with its prompt."""
+        account = account_of(seq)
+        account.num_chunks += 1
+        if not sampled:
+            return True
+        self._caught_up(seq, now)
+        if seq.max_tokens > seq.prompt_len:
+            return True
+        # It asked for no tokens, only for the prompt to be computed.
+        self._events.tokens.append((seq.request_id, seq.index, (), None, "length"))
+        self._end(self._requests[seq.request_id], seq, now)
+        return False
 
     def _caught_up(self, seq: Sequence, now: float) -> None:
         """The sequence has all its known tokens computed: from here on it generates."""
@@ -446,7 +458,7 @@ class Scheduler:
         account.enter("decode", now, clock=self._decode_clock)
         if account.first_token_s is None:
             account.first_token_s = now
-        self._release_siblings(self._requests[seq.request.id], now)
+        self._release_siblings(self._requests[seq.request_id], now)
 
     def _take_prompt_logprobs(self, result: StepResult) -> None:
         """Emit those of positions not told before (a preempted prompt is computed again)."""
@@ -457,7 +469,7 @@ class Scheduler:
             fresh = entries[max(0, seq.num_prompt_logprobs + 1 - position) :]
             if fresh:
                 first = position + len(entries) - len(fresh)
-                self._events.prompt_logprobs.append(PromptLogprobsEvent(seq.request.id, 0, first, fresh))
+                self._events.prompt_logprobs.append(PromptLogprobsEvent(seq.request_id, 0, first, fresh))
                 seq.num_prompt_logprobs = first + len(fresh) - 1
 
     def take_events(self) -> StepEvents:
@@ -546,7 +558,7 @@ class Scheduler:
         live = self._requests.get(request_id)
         if live is None:
             return None
-        return account_of(next(iter(live.live.values()))).summary(now)
+        return account_of(list(live.live.values())[0]).summary(now)  # noqa: RUF015 (a copy: another thread may ask)
 
     def check(self) -> None:
         """Assert every invariant of scheduler and cache. For tests after each step, and for an idle server."""

@@ -76,27 +76,27 @@ class StopMatcher:
         self._fail = self._links()
         self._first = frozenset(self._children[0])
         self._state = 0
-        self._held = ""
+        self._held: deque[str] = deque()
 
     def push(self, text: str) -> tuple[str, str | None]:
         """``(text to send on, the stop that was found or None)``; nothing is to be pushed after a find."""
         if not self._state and self._first.isdisjoint(text):
             return text, None
-        text = self._held + text
-        for position in range(len(self._held), len(text)):
-            self._state = self._next(text[position])
+        for char in text:
+            self._held.append(char)
+            self._state = self._next(char)
             stop = self._found[self._state]
             if stop is not None:
-                self._held = ""
-                return text[: position + 1 if self._include_stop else position + 1 - len(stop)], stop
-        certain = len(text) - self._depth[self._state]
-        self._held = text[certain:]
-        return text[:certain], None
+                return self._release(0 if self._include_stop else len(stop)), stop
+        return self._release(self._depth[self._state]), None
 
     def finish(self) -> str:
         """The text held back, now that nothing follows."""
-        held, self._held, self._state = self._held, "", 0
-        return held
+        self._state = 0
+        return self._release(0)
+
+    def _release(self, num_kept: int) -> str:
+        return "".join([self._held.popleft() for _ in range(len(self._held) - num_kept)])
 
     def _next(self, char: str) -> int:
         state = self._state

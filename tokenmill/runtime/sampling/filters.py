@@ -4,9 +4,9 @@ All filters look at tokens from the likeliest down (equal ones by token id), so 
 the row sorted, with a weight a token, zero once it is filtered out. Each filter is one class that zeroes
 further weights; the mass it refers to is that of the tokens the filters before it kept.
 
-Sorting a whole vocabulary is slow, and most choices are settled by the first few tokens. So a row is first
-tried on its ``HEAD`` likeliest tokens; if the last of these is filtered out, nothing beyond could have been kept,
-and the row is settled. Which way a row goes depends on the row alone, and both ways lead to the same token.
+Sorting a whole vocabulary is slow, and most choices are settled by the first few tokens. So a row is tried
+on its ``WIDTHS[0]`` likeliest tokens, then on more; if the last of these is filtered out, nothing beyond could
+have been kept, and the row is settled. All widths lead to the same token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tokenmill.core.params import SamplingParams
 
-HEAD = 256
+WIDTHS = (256, 4096)
+"""How many of the likeliest tokens are tried before the whole vocabulary is sorted."""
 
 
 @dataclass(slots=True)
@@ -152,43 +153,34 @@ def draw_filtered(scores: Tensor, probabilities: Tensor, params: Sequence[Sampli
     """
     num_rows, vocab_size = scores.shape
     token_ids = torch.empty(num_rows, dtype=torch.int64)
-    whole = list(range(num_rows))
-    if vocab_size > HEAD:
-        tried = [i for i in whole if params[i].top_k < HEAD and not Typical.wanted(params[i])]
-        settled = _draw_from(HEAD, tried, scores, probabilities, params, uniforms, token_ids)
-        whole = [i for i in whole if i not in settled]
-    _draw_from(vocab_size, whole, scores, probabilities, params, uniforms, token_ids)
+    left = list(range(num_rows))
+    for width in (*(w for w in WIDTHS if w < vocab_size), vocab_size):
+        tried = [i for i in left if width == vocab_size or _may_settle(params[i], width)]
+        if not tried:
+            continue
+        rows = narrow(scores[tried], probabilities[tried], [params[i] for i in tried], width)
+        columns = draw(rows.weights, uniforms[tried])
+        token_ids[tried] = rows.token_ids.gather(1, columns[:, None])[:, 0]
+        open_end: list[bool] = (rows.weights[:, -1] > 0.0).tolist()
+        settled = {i for i, is_open in zip(tried, open_end, strict=True) if not is_open}
+        left = [i for i in left if i not in settled]
     return token_ids
 
 
-def _draw_from(
-    width: int,
-    rows: list[int],
-    scores: Tensor,
-    probabilities: Tensor,
-    params: Sequence[SamplingParams],
-    uniforms: Tensor,
-    token_ids: Tensor,
-) -> set[int]:
-    """Choose among the ``width`` likeliest; writes ``token_ids`` and returns the rows for which that is settled."""
-    if not rows:
-        return set()
-    candidates = _sorted(width, rows, scores, probabilities)
-    wishes = [params[i] for i in rows]
-    for stage in FILTERS:
-        if any(stage.wanted(wish) for wish in wishes):
-            stage.narrow(candidates, wishes)
-    columns = draw(candidates.weights, uniforms[rows])
-    token_ids[rows] = candidates.token_ids.gather(1, columns[:, None])[:, 0]
-    settled: list[bool] = (candidates.weights[:, -1] == 0.0).tolist()
-    return {row for row, is_settled in zip(rows, settled, strict=True) if is_settled}
+def _may_settle(params: SamplingParams, width: int) -> bool:
+    """Typical sampling asks for the entropy of all tokens, top-k for the mass of its k."""
+    return params.top_k < width and not Typical.wanted(params)
 
 
-def _sorted(width: int, rows: list[int], scores: Tensor, probabilities: Tensor) -> Candidates:
-    scores, probabilities = scores[rows], probabilities[rows]
+def narrow(scores: Tensor, probabilities: Tensor, params: Sequence[SamplingParams], width: int) -> Candidates:
+    """The ``width`` likeliest tokens of each row, filtered. Arguments as for ``draw_filtered``."""
     token_ids = likeliest(scores, width)
-    mass = torch.ones(len(rows), 1, dtype=torch.float64)
-    return Candidates(token_ids, scores.gather(1, token_ids), probabilities.gather(1, token_ids), mass)
+    mass = torch.ones(len(params), 1, dtype=torch.float64)
+    rows = Candidates(token_ids, scores.gather(1, token_ids), probabilities.gather(1, token_ids), mass)
+    for stage in FILTERS:
+        if any(stage.wanted(wish) for wish in params):
+            stage.narrow(rows, params)
+    return rows
 
 
 def likeliest(scores: Tensor, count: int) -> Tensor:

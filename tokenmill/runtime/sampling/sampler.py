@@ -91,11 +91,10 @@ def _apply_stages(scores: Tensor, live: list[int], sequences: Sequence[SampledSe
 
 
 def _choose(scores: Tensor, rows: list[int], sequences: Sequence[SampledSequence]) -> dict[int, int]:
-    greedy, plain, filtered = [], [], []
-    for row in rows:
-        params = sequences[row].params
-        kind = greedy if params.temperature < GREEDY_BELOW else filtered if is_filtered(params) else plain
-        kind.append(row)
+    greedy = [row for row in rows if sequences[row].params.temperature < GREEDY_BELOW]
+    drawn = [row for row in rows if sequences[row].params.temperature >= GREEDY_BELOW]
+    filtered = [row for row in drawn if is_filtered(sequences[row].params)]
+    plain = [row for row in drawn if not is_filtered(sequences[row].params)]
     chosen: dict[int, int] = {}
     if greedy:
         chosen.update(zip(greedy, _take(scores, greedy).argmax(1).tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from tokenmill.core.errors import InvalidRequest
 from tokenmill.core.params import (
@@ -33,7 +33,6 @@ from tokenmill.engine.service import Usage
 MAX_INT = 2**31 - 1
 MAX_STOP_TOKEN_IDS = 1024
 MAX_ALLOWED_TOKEN_IDS = 2**17
-T = TypeVar("T")
 
 
 class Wire(BaseModel):
@@ -136,7 +135,7 @@ class GenerationRequest(Wire):
     """Smaller runs earlier, where the server's policy looks at it."""
     timeout_s: Annotated[float, Field(gt=0, le=86400)] | None = None
     """Fail with 504 when the answer is not complete after this long."""
-    cache_salt: Salt = "default"
+    cache_salt: Salt | None = None
     """Cached prompts are shared only within one salt."""
 
     @model_validator(mode="after")
@@ -233,7 +232,12 @@ class TimingBody(TypedDict):
     preemptions: int
 
 
-PromptLogprob = TypedDict("PromptLogprob", {"logprob": float, "rank": int | None, "decoded_token": str})
+class PromptLogprob(TypedDict):
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """Per prompt token: token id → its log-probability, likeliest first; null for the first token."""
 

@@ -22,7 +22,7 @@ import random
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from stories import words
 from stories.macros import MACROS
@@ -63,7 +63,8 @@ class Thing:
 
     def form(self, key: str) -> str:
         full = f"{self.adjective} {self.noun}"
-        return {"": self.noun, "a": f"a {full}", "the": f"the {full}", "full": full}[key]
+        return {"": self.noun, "a": f"a {full}", "the": f"the {full}", "full": full,
+                "adjective": self.adjective}[key]
 
 
 Scope = dict[str, "Character | Thing | str"]
@@ -95,12 +96,10 @@ def choose_thing(category: str, rng: random.Random) -> Thing:
     return Thing(rng.choice(adjectives), noun)
 
 
-# A parsed template: text, a slot, or a tuple of alternatives that are templates themselves.
-Node = str | tuple["Slot"] | tuple["Choice"]
-
-
 @dataclass(frozen=True)
 class Slot:
+    """A form of what is bound to a role."""
+
     role: str
     key: str
     capital: bool
@@ -108,6 +107,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Choice:
+    """Alternatives, each a parsed template: a tuple of text, slots and choices."""
+
     options: tuple[tuple, ...]
 
 
@@ -122,9 +123,9 @@ def expand_macros(template: str) -> str:
     return template
 
 
-@cache
+@lru_cache(maxsize=4096)
 def parse(template: str) -> tuple:
-    nodes, end = parse_sequence(" ".join(expand_macros(template).split()), 0)
+    nodes, _ = parse_sequence(expand_macros(SPACE.sub(" ", template)), 0)
     return nodes
 
 

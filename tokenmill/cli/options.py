@@ -1,0 +1,140 @@
+"""Options of the command line, made from the configuration records: a field is an option, its default the default.
+
+The records' docstrings cannot be read at run time, so the help texts stand here, one per field; a test keeps
+the tables and the records equal. An option that was not given is not passed on: the record's default holds.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from functools import wraps
+from typing import Any, Literal
+
+import click
+
+from tokenmill.core.engine_config import CacheConfig, EngineConfig, ModelSource, SchedulerConfig
+
+Command = Callable[..., Any]
+
+ENGINE_HELP: Mapping[str, str] = {
+    "dtype": "Precision of weights and arithmetic; auto: float32 on a CPU.",
+    "served_name": "The id that clients use; the model's own name if not given.",
+    "max_context": "Longest prompt + answer in tokens; if not given, the model's, as far as the KV pool holds it.",
+    "num_threads": "Threads of one operation; one per core if not given.",
+    "block_size": "Token positions per KV block.",
+    "num_blocks": "Blocks in the KV pool; if not given, from --kv-memory-bytes.",
+    "kv_memory_bytes": "Memory for KV blocks (4GB, 512MiB); if not given, from what the machine has free.",
+    "prefix_caching": "Reuse computed blocks for equal prefixes.",
+    "max_seqs": "Most sequences in a step.",
+    "max_step_tokens": "Most tokens computed in a step; longer prompts are computed in chunks.",
+    "policy": "Who runs next.",
+    "batching": "When sequences may join the batch.",
+    "batch_wait_s": "Dynamic batching: seconds to wait for a full batch.",
+    "preemption": "What happens to a running sequence whose blocks are needed.",
+    "itl_slo_s": "Cut prompt chunks so that a step stays under this many seconds.",
+    "tenant_weights": "Fair share: NAME=WEIGHT, may be repeated.",
+    "depth": "Steps in flight: 2 plans one step ahead.",
+    "journal": "Write every plan and result to this file (tokenmill replay reads it).",
+}
+
+PIECES = (ModelSource, CacheConfig, SchedulerConfig, EngineConfig)
+POSITIONAL = ("model",)
+NESTED = ("source", "cache", "scheduler")
+
+
+def engine_options(command: Command) -> Command:
+    """Give ``command`` an argument MODEL and the engine's options; it is called with ``engine: EngineConfig``."""
+    names = [f.name for piece in PIECES for f in fields(piece) if f.name not in (*POSITIONAL, *NESTED)]
+
+    @wraps(command)
+    def with_engine(*args: Any, model: str, **values: Any) -> Any:
+        given = {name: values.pop(name) for name in names}
+        options = {name: value for name, value in given.items() if value not in (None, ())}
+        if "tenant_weights" in options:
+            options["tenant_weights"] = dict(options["tenant_weights"])
+        return command(*args, engine=EngineConfig.from_options(model=model, **options), **values)
+
+    decorated: Command = with_engine
+    for piece in reversed(PIECES):
+        decorated = record_options(piece, ENGINE_HELP)(decorated)
+    return click.argument("model", default=ModelSource.model, required=False)(decorated)
+
+
+def record_options(record: type, help_texts: Mapping[str, str]) -> Callable[[Command], Command]:
+    """One option per field of ``record`` that ``help_texts`` names; None (or ``()``) where not given."""
+    hints = typing.get_type_hints(record)
+
+    def add(command: Command) -> Command:
+        for field in reversed(fields(record)):
+            if field.name in help_texts:
+                command = _option(field, hints[field.name], help_texts[field.name])(command)
+        return command
+
+    return add
+
+
+class ByteSize(click.ParamType):
+    """``4GB``, ``512 MiB`` or plain bytes."""
+
+    name = "size"
+    UNITS: typing.ClassVar = {
+        "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+        "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+        if match is None or match[2] not in self.UNITS:
+            self.fail(f"{value!r} is not a size such as 4GB, 512MiB or 1000000", param, ctx)
+        return int(float(match[1]) * self.UNITS[match[2]])
+
+
+class Weight(click.ParamType):
+    """``NAME=WEIGHT``."""
+
+    name = "name=weight"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        name, _, weight = str(value).rpartition("=")
+        try:
+            return name, float(weight)
+        except ValueError:
+            self.fail(f"{value!r} is not of the form NAME=WEIGHT", param, ctx)
+
+
+def _option(field: Field[Any], hint: Any, help_text: str) -> Callable[[Command], Command]:
+    flag = field.name.replace("_", "-")
+    attributes: dict[str, Any] = {"default": None, "help": help_text + _default_text(field)}
+    hint = _without_none(hint)
+    if hint is bool:
+        return click.option(f"--{flag}/--no-{flag}", field.name, **attributes)
+    if typing.get_origin(hint) is Literal:
+        attributes["type"] = click.Choice(typing.get_args(hint))
+    elif typing.get_origin(hint) is dict:
+        attributes |= {"type": Weight(), "multiple": True}
+    elif field.name.endswith("_bytes"):
+        attributes["type"] = ByteSize()
+    elif typing.get_origin(hint) is tuple:
+        attributes |= {"type": str, "multiple": True}
+    else:
+        attributes["type"] = hint
+    return click.option(f"--{flag}", field.name, **attributes)
+
+
+def _without_none(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _default_text(field: Field[Any]) -> str:
+    if field.default is MISSING or field.default is None or field.default == ():
+        return ""
+    value = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
+    return f"  [default: {value}]"

@@ -1,0 +1,14 @@
+"""``rms_norm``: x / sqrt(mean(x²) + eps) * weight over the last dimension (arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise ``[..., d]`` with ``weight [d]``, in float32; returns x's dtype."""
+    wide = x.contiguous().float()
+    mean_square = (wide * wide).mean(dim=-1, keepdim=True)
+    normed = wide * (1.0 / torch.sqrt(mean_square + eps))
+    return normed.to(x.dtype) * weight

@@ -1,0 +1,333 @@
+"""``LLM``: the engine without a network, for scripts and batches.
+
+::
+
+    with LLM("story") as llm:
+        print(llm.generate("Once upon a time")[0].text)
+
+It drives ``Engine.step`` in the calling thread, with the scheduler, the sampling and the text handling that the
+server uses, so a seeded request draws the same here and there. One thread at a time may use it. A stream that is
+being read and a ``generate`` called meanwhile share the batch; leaving a stream early frees its blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from tokenmill.core.engine_config import EngineConfig
+from tokenmill.core.errors import RequestError
+from tokenmill.core.events import Account, Admitted, Failed, FinishedRecord, StepEvents
+from tokenmill.core.params import SamplingParams
+from tokenmill.core.request import FinishReason, Request
+from tokenmill.core.step import TokenLogprobs
+from tokenmill.engine.choice import ChoiceText, Output
+from tokenmill.engine.resolve import resolve
+from tokenmill.engine.service import Submission, Usage
+from tokenmill.launch import Launched, Progress, build
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+Message = Mapping[str, Any]
+"""One turn of a chat: ``{"role": "user", "content": "…"}``."""
+
+IDLE_SLEEP_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+    """One entry per token, when asked for."""
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came of one prompt."""
+
+    prompt_token_ids: tuple[int, ...]
+    choices: tuple[Choice, ...]
+    usage: Usage
+    seed: int
+    first_token_s: float | None
+    """Seconds from submission to the first token."""
+    account: Account
+    """Where the time went."""
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None
+    """One entry per prompt token (None for the first), when asked for."""
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+
+class LLM:
+    """A model, loaded and ready.
+
+    Args:
+        model: a folder, a hub name or a built-in model.
+        progress: told how loading goes on.
+        options: any field of ``EngineConfig``'s pieces, by name: ``max_seqs=8``, ``dtype="bfloat16"``.
+
+    Raises:
+        SetupError: it cannot be loaded; says why and what to do.
+    """
+
+    def __init__(self, model: str = "story", *, progress: Progress | None = None, **options: Any) -> None:
+        self._start(build(EngineConfig.from_options(model=model, **options), progress))
+
+    @classmethod
+    def over(cls, launched: Launched) -> Self:
+        """Over an engine that was built already; closing the ``LLM`` closes it."""
+        llm = cls.__new__(cls)
+        llm._start(launched)
+        return llm
+
+    def _start(self, launched: Launched) -> None:
+        self.launched = launched
+        self.codec = launched.checkpoint.codec
+        self._engine = launched.engine
+        self._runs: dict[str, _Run] = {}
+        self._ids = itertools.count()
+
+    # ---- answers -----------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """Continue every prompt; the answers come in the order of the prompts.
+
+        Args:
+            params: for all prompts, or one for each.
+            progress: show a bar on standard error.
+
+        Raises:
+            RequestError: of the first prompt that cannot be done; the others are given up.
+        """
+        several = list(prompts) if _is_several(prompts) else [prompts]
+        found: dict[int, Completion] = {}
+        with closing(self.iter_completions(several, params)) as completions:
+            for position, completion in _with_bar(completions, len(several)) if progress else completions:
+                if isinstance(completion, RequestError):
+                    raise completion
+                found[position] = completion
+        return [found[position] for position in range(len(several))]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """Answer one conversation, or several; raises what ``generate`` raises."""
+        first = next(iter(messages), None)
+        conversations = [messages] if first is None or isinstance(first, Mapping) else messages
+        return self.generate([self.encode_chat(turns) for turns in conversations], params, progress=progress)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Output]:
+        """Increments as they come. Close the iterator to give the rest up.
+
+        Raises:
+            RequestError: it cannot be done (on the first ``next``), or failed on the way.
+        """
+        run = self._submit(prompt, params or SamplingParams())
+        try:
+            while not run.over:
+                self._step()
+                if run.error is not None:
+                    raise run.error
+                while run.outputs:
+                    yield run.outputs.popleft()
+        finally:
+            self._abort(run)
+
+    def iter_completions(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[tuple[int, Completion | RequestError]]:
+        """(position of the prompt, its answer or why it has none), in the order in which they are done."""
+        shared = params or SamplingParams()
+        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(each)} sampling parameters")
+        under_way: dict[int, _Run] = {}
+        try:
+            for position, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+                try:
+                    under_way[position] = self._submit(prompt, one)
+                except RequestError as error:
+                    yield position, error
+            while under_way:
+                self._step()
+                for position in [position for position, run in under_way.items() if run.over]:
+                    run = under_way.pop(position)
+                    yield position, run.error or run.completion()
+        finally:
+            for run in under_way.values():
+                self._abort(run)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation by the model's chat template, ready for the answer."""
+        return self.codec.encode_chat(messages)
+
+    # ---- life --------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release weights, cache and journal."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- the engine's side -------------------------------------------------------------------------
+
+    def _submit(self, prompt: Prompt, params: SamplingParams) -> _Run:
+        token_ids = self.codec.encode(prompt) if isinstance(prompt, str) else prompt
+        request = resolve(
+            Submission(tuple(token_ids), params),
+            self.launched.limits,
+            self.codec,
+            request_id=f"llm-{next(self._ids)}",
+            seed=secrets.randbits(63),
+            now=self._engine.clock.now(),
+        )
+        self._engine.add(request)
+        run = self._runs[request.id] = _Run(request, [ChoiceText(i, params, self.codec) for i in range(params.num_sequences)])
+        return run
+
+    def _abort(self, run: _Run) -> None:
+        if not run.over:
+            self._engine.abort(run.request.id)
+            self._route(self._engine.step())
+
+    def _step(self) -> None:
+        events = self._engine.step()
+        self._route(events)
+        if events.num_tokens == 0 and not events.finished and not events.decisions:
+            # Dynamic batching may want to wait for more requests; nobody else can add one meanwhile.
+            wait_s = self._engine.scheduler.wake_after_s(self._engine.clock.now())
+            time.sleep(IDLE_SLEEP_S if wait_s is None else wait_s)
+
+    def _route(self, events: StepEvents) -> None:
+        """Hand every event to its request, and tell the engine which choices their text has ended."""
+        runs = self._runs
+        for decision in events.decisions:
+            if isinstance(decision, Failed | Admitted) and (run := runs.get(decision.request_id)):
+                run.decided(decision)
+        for prompt_logprobs in events.prompt_logprobs:
+            if run := runs.get(prompt_logprobs.request_id):
+                run.prompt_logprobs += prompt_logprobs.entries
+        for request_id, index, token_ids, logprobs, reason in events.tokens:
+            run = runs.get(request_id)
+            if run is not None and not run.choices[index].done:
+                run.push(index, token_ids, logprobs, reason)
+                if run.choices[index].stopped_by_text:
+                    self._engine.stop(request_id, index)
+        for record in events.finished:
+            if run := runs.pop(record.request_id, None):
+                run.record = record
+
+
+class _Run:
+    """One request under way, on the side of text."""
+
+    def __init__(self, request: Request, choices: list[ChoiceText]) -> None:
+        self.request = request
+        self.choices = choices
+        self.outputs: deque[Output] = deque()
+        """Not read yet by a stream."""
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+        self.record: FinishedRecord | None = None
+        self.error: RequestError | None = None
+        self._cached_tokens = 0
+        self._collected: list[list[Output]] = [[] for _ in choices]
+
+    @property
+    def over(self) -> bool:
+        return self.record is not None
+
+    def decided(self, decision: Failed | Admitted) -> None:
+        if isinstance(decision, Failed):
+            self.error = decision.error
+        elif decision.index == 0 and not decision.resumed:
+            self._cached_tokens = decision.cached_tokens
+
+    def push(
+        self,
+        index: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...] | None,
+        reason: FinishReason | None,
+    ) -> None:
+        output = self.choices[index].push(token_ids, logprobs, reason)
+        self.outputs.append(output)
+        self._collected[index].append(output)
+
+    def completion(self) -> Completion:
+        """The answer; the request has ended well."""
+        assert self.record is not None and self.error is None
+        record, params = self.record, self.request.params
+        ranking = [choice.index for choice in self.choices]
+        if params.num_sequences > params.n:
+            ranking.sort(key=lambda index: (-self.choices[index].mean_logprob, index))
+        usage = Usage(
+            len(self.request.prompt_token_ids), sum(choice.num_tokens for choice in self.choices), self._cached_tokens
+        )
+        return Completion(
+            prompt_token_ids=self.request.prompt_token_ids,
+            choices=tuple(self._choice(rank, index) for rank, index in enumerate(ranking[: params.n])),
+            usage=usage,
+            seed=self.request.seed,
+            first_token_s=None if record.first_token_s is None else record.first_token_s - record.arrival_s,
+            account=record.account,
+            prompt_logprobs=None if params.prompt_logprobs is None else tuple(self.prompt_logprobs),
+        )
+
+    def _choice(self, rank: int, index: int) -> Choice:
+        outputs, last = self._collected[index], self._collected[index][-1]
+        assert last.finish_reason is not None
+        logprobs = None
+        if self.request.params.logprobs is not None:
+            logprobs = tuple(entry for output in outputs for entry in output.logprobs or ())
+        return Choice(
+            index=rank,
+            text="".join(output.text for output in outputs),
+            token_ids=tuple(token_id for output in outputs for token_id in output.token_ids),
+            logprobs=logprobs,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+        )
+
+
+def _is_several(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return not isinstance(prompts, str) and not (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _with_bar[T](items: Iterator[T], total: int) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, "generating", total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,327 @@
+"""The memory ledger: every byte the engine will hold, foreseen from the configuration before anything is loaded.
+
+Weights and KV blocks are exact: the loader and the cache must arrive at these numbers (``launch`` compares).
+The workspace is the largest step's: an upper bound from the shapes of the reference kernels, tensor by tensor.
+What the interpreter, the tokenizer and the allocator take beside is estimated, and marked so.
+
+Whatever the user left open is resolved here: the number of KV blocks (what weights and workspace leave, no more
+than ``max_seqs`` full contexts can use, no more than ``DEFAULT_KV_BYTES`` unless one full context needs it), and
+the context (the model's, as far as the pool holds it). If it does not fit, the refusal names the one option to
+change: each candidate is tried on the ledger, not guessed.
+
+Decimal units: 1 GB is 1e9 bytes. Formulas of time and FLOPs live in ``perf/costs``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tokenmill.core.engine_config import CacheConfig, ModelSource, SchedulerConfig
+from tokenmill.core.errors import ConfigError, DoesNotFit
+from tokenmill.core.model_config import ModelConfig
+
+Group = Literal["weights", "kv", "workspace", "process"]
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+FLOAT_BYTES, INDEX_BYTES = 4, 8
+
+DEFAULT_KV_BYTES = 4_000_000_000
+"""The KV pool takes no more than this unless it is told to, or one full context needs it."""
+MIN_CONTEXT = 512
+"""A context that was left open is not cut below this (or the model's own, if shorter)."""
+PROCESS_BYTES = 150_000_000
+"""What interpreter and libraries still take after their import: threads, arenas, code paths first used."""
+TOKENIZER_BYTES_PER_TOKEN = 600
+"""Vocabulary, merges and their hash tables, per entry of the vocabulary."""
+SPARE_SHARE = 0.05
+"""Of the available memory, left to the rest of the machine: page cache, other programs' growth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the ledger."""
+
+    group: Group
+    name: str
+    num_bytes: int
+    formula: str
+    """Where the number comes from, in words that a calculator follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the engine will take, what there is, and what was resolved on the way."""
+
+    items: tuple[Item, ...]
+    available_bytes: int
+    dtype: str
+    block_size: int
+    num_blocks: int
+    max_context: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.num_bytes for item in self.items)
+
+    @property
+    def spare_bytes(self) -> int:
+        """What stays free; below 0 it does not fit."""
+        return self.available_bytes - self.total_bytes
+
+    def group_bytes(self, group: Group) -> int:
+        return sum(item.num_bytes for item in self.items if item.group == group)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "dtype": self.dtype,
+            "block_size": self.block_size,
+            "num_blocks": self.num_blocks,
+            "max_context": self.max_context,
+            "available_bytes": self.available_bytes,
+            "total_bytes": self.total_bytes,
+            "items": [
+                {"group": item.group, "name": item.name, "bytes": item.num_bytes, "formula": item.formula}
+                for item in self.items
+            ],
+        }
+
+
+def plan_memory(
+    config: ModelConfig,
+    source: ModelSource,
+    cache: CacheConfig,
+    scheduler: SchedulerConfig,
+    available_bytes: int,
+) -> Ledger:
+    """Foresee every byte and resolve what was left open.
+
+    Args:
+        available_bytes: what this process may still take, measured before loading.
+
+    Raises:
+        ConfigError: an option contradicts the model (a context beyond its positions).
+        DoesNotFit: the numbers, and the one option whose change makes it fit.
+    """
+    if source.max_context is not None and source.max_context > config.max_context:
+        raise ConfigError(
+            f"max_context {source.max_context} is beyond the {config.max_context} positions "
+            f"that the model was made for: --max-context {config.max_context}"
+        )
+    demand = _Demand(config, source, cache, scheduler, available_bytes)
+    ledger = demand.ledger()
+    shortage = demand.shortage(ledger)
+    if shortage is None:
+        return ledger
+    raise DoesNotFit(f"{shortage}; {_remedy(demand)}")
+
+
+# ---- formulas --------------------------------------------------------------------------------------------
+
+
+def weight_bytes(num_parameters: float, bytes_per_parameter: float, *, num_shards: int = 1) -> float:
+    """Bytes of weights on each of ``num_shards`` devices that split them evenly."""
+    return num_parameters * bytes_per_parameter / num_shards
+
+
+def kv_bytes(config: ModelConfig, num_tokens: int, element_bytes: int) -> int:
+    """Bytes of keys and values of ``num_tokens`` positions in all layers."""
+    return config.kv_bytes_per_token(element_bytes) * num_tokens
+
+
+def largest_batch(device_bytes: float, weights_bytes: float, kv_bytes_per_sequence: float) -> int:
+    """Sequences whose KV fits beside the weights."""
+    return max(0, math.floor((device_bytes - weights_bytes) / kv_bytes_per_sequence))
+
+
+def score_matrix_bytes(num_tokens: int, element_bytes: int) -> int:
+    """The attention scores of one head, if they were ever written down: every position against every other."""
+    return num_tokens**2 * element_bytes
+
+
+def hidden_bytes(config: ModelConfig, num_tokens: int, element_bytes: int) -> int:
+    """The hidden states of ``num_tokens`` tokens: what a pipeline stage hands to the next."""
+    return num_tokens * config.hidden_size * element_bytes
+
+
+def format_bytes(num_bytes: float) -> str:
+    """``1342177280`` → ``1.34 GB`` (decimal units)."""
+    size = abs(num_bytes)
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{num_bytes / scale:.{2 if size < 100 * scale else 0}f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+# ---- a demand and its ledger -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What was asked for, on which machine. Immutable, so that a remedy is a demand with one thing changed."""
+
+    config: ModelConfig
+    source: ModelSource
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+    available_bytes: int
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.source.dtype == "auto" else self.source.dtype
+
+    @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def block_bytes(self) -> int:
+        return kv_bytes(self.config, self.cache.block_size, self.element_bytes)
+
+    @property
+    def needed_context(self) -> int:
+        """The context that must fit."""
+        return self.source.max_context or min(self.config.max_context, MIN_CONTEXT)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.cache.block_size)
+
+    def ledger(self) -> Ledger:
+        fixed = (*self._weights(), *self._workspace(), *self._process())
+        num_blocks, why = self._num_blocks(self.available_bytes - sum(item.num_bytes for item in fixed))
+        kv = Item("kv", "KV blocks", num_blocks * self.block_bytes, why)
+        return Ledger(
+            items=(*(i for i in fixed if i.group == "weights"), kv, *(i for i in fixed if i.group != "weights")),
+            available_bytes=self.available_bytes,
+            dtype=self.dtype,
+            block_size=self.cache.block_size,
+            num_blocks=num_blocks,
+            max_context=min(self.source.max_context or self.config.max_context, num_blocks * self.cache.block_size),
+        )
+
+    def shortage(self, ledger: Ledger) -> str | None:
+        """Why ``ledger`` will not do; None if it will."""
+        needed = self.blocks_for(self.needed_context)
+        if ledger.num_blocks < needed and self.blocks_are_given:
+            return (
+                f"a context of {self.needed_context} tokens needs {needed} KV blocks of {self.cache.block_size} "
+                f"tokens, the pool is set to {ledger.num_blocks}"
+            )
+        missing = max(0, needed - ledger.num_blocks) * self.block_bytes
+        total = ledger.total_bytes + missing
+        if total <= self.available_bytes:
+            return None
+        parts = ", ".join(
+            f"{name} {format_bytes(num_bytes)}"
+            for name, num_bytes in (
+                ("weights", ledger.group_bytes("weights")),
+                ("KV cache", ledger.group_bytes("kv") + missing),
+                ("workspace", ledger.group_bytes("workspace")),
+                ("process", ledger.group_bytes("process")),
+            )
+        )
+        return f"needs {format_bytes(total)} of memory ({parts}), {format_bytes(self.available_bytes)} is available"
+
+    def least_bytes(self) -> int:
+        """Memory that would be enough for the context that must fit."""
+        spareless = replace(self, available_bytes=0).ledger()
+        kv = max(self.blocks_for(self.needed_context), spareless.num_blocks) * self.block_bytes
+        return math.ceil((spareless.total_bytes - spareless.group_bytes("kv") + kv) / (1 - SPARE_SHARE))
+
+    @property
+    def blocks_are_given(self) -> bool:
+        return self.cache.num_blocks is not None or self.cache.kv_memory_bytes is not None
+
+    def _num_blocks(self, left_bytes: int) -> tuple[int, str]:
+        """(blocks in the pool, formula); ``left_bytes``: what everything else leaves."""
+        size = f"{self.cache.block_size} tokens × {self.config.kv_bytes_per_token(self.element_bytes)} B"
+        if self.cache.num_blocks is not None:
+            return self.cache.num_blocks, f"{self.cache.num_blocks} blocks (given) × {size}"
+        if self.cache.kv_memory_bytes is not None:
+            count = self.cache.kv_memory_bytes // self.block_bytes
+            return count, f"{count} blocks (from kv_memory_bytes) × {size}"
+        context = self.source.max_context or self.config.max_context
+        one, usable = self.blocks_for(context), self.scheduler.max_seqs * self.blocks_for(context)
+        limits = {
+            f"{self.scheduler.max_seqs} full contexts": usable,
+            "the default limit": max(DEFAULT_KV_BYTES // self.block_bytes, one),
+            "what is left": max(left_bytes, 0) // self.block_bytes,
+        }
+        why, count = min(limits.items(), key=lambda limit: limit[1])
+        return count, f"{count} blocks ({why}) × {size}"
+
+    def _weights(self) -> Iterator[Item]:
+        for name, count in self.config.parameter_counts().items():
+            if name == "lm_head" and self.config.tie_embeddings:
+                yield Item("weights", name, 0, "tied: the embedding serves as the output matrix")
+            else:
+                yield Item("weights", name, count * self.element_bytes, f"{count:,} × {self.element_bytes} B")
+
+    def _workspace(self) -> Iterator[Item]:
+        """The tensors that are alive at the same time in the widest moments of the largest step."""
+        config, size = self.config, self.element_bytes
+        tokens = self.scheduler.max_step_tokens
+        rows = min(self.scheduler.max_seqs, tokens)
+        residual = 3 * hidden_bytes(config, tokens, size)
+        yield Item("workspace", "hidden states", residual, f"3 × {tokens} tokens × {config.hidden_size} × {size} B")
+        qkv = 2 * config.q_size + 2 * (config.q_size + 2 * config.kv_size)
+        mlp = 3 * config.intermediate_size
+        widest = max(qkv, mlp)
+        yield Item(
+            "workspace",
+            "attention or MLP projections",
+            tokens * widest * size,
+            f"{tokens} tokens × {widest} × {size} B (the wider of {qkv} and {mlp})",
+        )
+        yield Item(
+            "workspace",
+            "logits and sampling",
+            rows * config.vocab_size * (3 * FLOAT_BYTES + INDEX_BYTES),
+            f"{rows} rows × {config.vocab_size} × (3 × {FLOAT_BYTES} + {INDEX_BYTES}) B",
+        )
+
+    def _process(self) -> Iterator[Item]:
+        """Estimates: what is neither weights nor tensors of a step."""
+        vocab = self.config.vocab_size
+        yield Item(
+            "process",
+            "tokenizer (estimate)",
+            vocab * TOKENIZER_BYTES_PER_TOKEN,
+            f"{vocab} entries × {TOKENIZER_BYTES_PER_TOKEN} B",
+        )
+        yield Item("process", "interpreter and libraries (estimate)", PROCESS_BYTES, "threads, arenas, code")
+        spare = int(self.available_bytes * SPARE_SHARE)
+        yield Item("process", "left to the machine", spare, f"{SPARE_SHARE:.0%} of what is available")
+
+
+# ---- the one change that fits ----------------------------------------------------------------------------
+
+
+def _remedy(demand: _Demand) -> str:
+    for words, changed in _candidates(demand):
+        if changed.shortage(changed.ledger()) is None:
+            return f"it fits with {words}"
+    return f"no single option makes it fit: a smaller model, or {format_bytes(demand.least_bytes())} of free memory"
+
+
+def _candidates(demand: _Demand) -> Iterator[tuple[str, _Demand]]:
+    """Demands with one option changed, the mildest change first."""
+    source, cache, scheduler = demand.source, demand.cache, demand.scheduler
+    if demand.blocks_are_given:
+        automatic = replace(demand, cache=replace(cache, num_blocks=None, kv_memory_bytes=None)).ledger().num_blocks
+        needed = demand.blocks_for(demand.needed_context)
+        num_blocks = needed if demand.ledger().num_blocks < needed else automatic
+        if num_blocks >= 1:
+            changed = replace(demand, cache=replace(cache, num_blocks=num_blocks, kv_memory_bytes=None))
+            yield f"--num-blocks {num_blocks}", changed
+    context = replace(demand, source=replace(source, max_context=None)).ledger().max_context
+    if 1 <= context < demand.needed_context:
+        yield f"--max-context {context}", replace(demand, source=replace(source, max_context=context))
+    for tokens in (256, 128, 64, 32):
+        if tokens < scheduler.max_step_tokens:
+            yield f"--max-step-tokens {tokens}", replace(demand, scheduler=replace(scheduler, max_step_tokens=tokens))
+    if demand.dtype == "float32":
+        yield "--dtype bfloat16", replace(demand, source=replace(source, dtype="bfloat16"))

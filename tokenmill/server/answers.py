@@ -1,0 +1,50 @@
+"""What whole (not streamed) answers share: collecting a generation, and sending JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+from tokenmill.core.request import FinishReason
+from tokenmill.core.step import TokenLogprobs
+from tokenmill.server import jsonio
+from tokenmill.server.generate import Generation
+
+
+@dataclass(slots=True)
+class Gathered:
+    """One choice, complete."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+    stop_reason: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+async def gather(generation: Generation) -> list[list[Gathered]]:
+    """Follow ``generation`` to its end: the choices of each prompt. Cancelled or failed, it is given up."""
+    made = [[Gathered(index) for index in range(generation.params.n)] for _ in generation.handles]
+    try:
+        async for prompt, output in generation:
+            choice = made[prompt][output.index]
+            choice.texts.append(output.text)
+            choice.token_ids += output.token_ids
+            choice.logprobs += output.logprobs or ()
+            if output.finish_reason is not None:
+                choice.finish_reason, choice.stop_reason = output.finish_reason, output.stop_reason
+    finally:
+        generation.close()
+    return made
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """``content`` as JSON."""
+    return Response(jsonio.dumps(content), status, media_type="application/json")

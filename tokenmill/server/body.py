@@ -1,0 +1,77 @@
+"""The one function that turns a request's body into a checked model, for every route that takes one.
+
+Rules in the order in which they are asked: the content type, the content encoding (nothing is ever
+decompressed), the announced length, the length and the time while reading, the JSON, the fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from tokenmill.core.errors import InvalidRequest
+from tokenmill.server import jsonio
+from tokenmill.server.errors import ClientGone, HttpError, from_validation
+from tokenmill.server.settings import ServerSettings
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read_model(request: Request, model: type[M], settings: ServerSettings) -> M:
+    """Read, parse and check.
+
+    Raises:
+        HttpError: 408, 413 or 415.
+        InvalidRequest: not JSON, or a field is wrong; ``param`` is its path.
+        ClientGone: the client left before the body was complete.
+    """
+    _check_headers(request, settings.max_body_bytes)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            body = await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise HttpError(
+            408, f"The body was not complete after {settings.body_timeout_s:g} s.", code="request_timeout"
+        ) from None
+    value = jsonio.loads(body)
+    if not isinstance(value, dict):
+        raise InvalidRequest("The request body must be a JSON object.", code="invalid_json")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise from_validation(error, model) from None
+
+
+def _check_headers(request: Request, max_bytes: int) -> None:
+    kind, _, parameter = request.headers.get("content-type", "").partition(";")
+    charset = parameter.strip().lower().removeprefix("charset=").strip('"')
+    if kind.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+        raise HttpError(415, "The content type must be application/json.", code="unsupported_media_type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HttpError(415, "Compressed bodies are not taken.", code="unsupported_media_type")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    num_bytes, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        num_bytes += len(part)
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> HttpError:
+    return HttpError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")

@@ -1,0 +1,25 @@
+"""``Endpoint``: one row of the route table. Routing, checking and ``/openapi.json`` are all made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Response]]
+    """``(context, request)``, and the checked body where ``body`` is given; its docstring is the description."""
+    body: type[BaseModel] | None = None
+    answer: Any = dict[str, Any]
+    """The type of the JSON that it answers with; None for text."""
+    chunk: Any = None
+    """The type of one event, where the answer can be streamed."""
+    generates: bool = False
+    """It needs a service that takes requests."""

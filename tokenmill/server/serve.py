@@ -1,0 +1,192 @@
+"""Runs the app on a socket until it is told to stop, and stops well.
+
+::
+
+    first signal      not ready at once, still live; new requests get 503; running ones finish
+    drain timeout     what still runs gets an error, streams an error frame
+    second signal     ends now
+
+The listening socket stays open while draining, so that a late client is told to go elsewhere and not merely
+refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable, MutableMapping
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from tokenmill.core.errors import SetupError
+from tokenmill.engine.service import Service
+from tokenmill.server.app import create_app
+from tokenmill.server.guard import Guard
+from tokenmill.server.settings import ServerSettings
+
+EXIT_OK = 0
+EXIT_CUT_OFF = 1
+"""Some requests did not finish within the drain timeout."""
+EXIT_ENGINE_DIED = 2
+EXIT_KILLED = 128 + 15
+"""A second signal came."""
+
+FLUSH_S = 3
+"""After the last request has ended: how long its bytes may take to leave."""
+SEND_BUFFER_BYTES = 256 * 1024
+"""Of the kernel, per connection: with the transport's own, what a client that does not read can hold."""
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+LIVENESS_CHECK_S = 1.0
+
+
+_CUT_ON_PURPOSE = "ASGI callable returned without completing response."
+"""Uvicorn's word for a stream that failed and was cut so that no client takes it for whole (see ``sse``)."""
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """Take the address, before anything slow is begun.
+
+    Raises:
+        SetupError: it is taken, not allowed, or not of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind)
+    except OSError as error:
+        raise SetupError(f"cannot listen on {settings.host}: {_reason(error)}") from error
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise SetupError(_bind_message(settings, error)) from error
+    sock.setblocking(False)
+    return sock
+
+
+async def serve(
+    service: Service,
+    settings: ServerSettings,
+    sock: socket.socket,
+    *,
+    on_ready: Callable[[str], None] = lambda address: None,
+    fingerprint: str | None = None,
+) -> int:
+    """Serve ``service`` on ``sock`` (from ``bind``) until a signal or the engine's death; the exit code.
+
+    The service has been started on this event loop; it is drained here, and closed by whoever made it.
+    ``on_ready`` is called once with the address, as ``http://127.0.0.1:8000``.
+    """
+    return await Server(create_app(service, settings, fingerprint=fingerprint), sock, on_ready).run_until_stopped()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, with a drain before its shutdown."""
+
+    def __init__(self, app: Guard, sock: socket.socket, on_ready: Callable[[str], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FLUSH_S,
+        )
+        super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_unless_cut_on_purpose)
+        self.exit_code = EXIT_OK
+        self._context = app.context
+        self._context.cut = self._cut
+        self._socket = sock
+        self._on_ready = on_ready
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run_until_stopped(self) -> int:
+        """Serve; the process's exit code."""
+        self._loop = asyncio.get_running_loop()
+        watch = asyncio.create_task(self._watch_engine())
+        try:
+            await self.serve(sockets=[self._socket])
+        finally:
+            watch.cancel()
+            if self._draining is not None:
+                self._draining.cancel()
+            self._context.close()
+        return self.exit_code
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another process began to listen between bind and now
+            raise SetupError(_bind_message(self._context.settings, error)) from error
+        self._on_ready(address_of(self._socket))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came: drain; at the second one, end at once. May be called from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._draining is None:
+            self._context.draining = True
+            self._draining = asyncio.create_task(self._drain())
+            return
+        self.exit_code = EXIT_KILLED
+        self.should_exit = self.force_exit = True
+        for connection in self._connections():
+            connection.transport.abort()
+
+    async def _drain(self) -> None:
+        if not await self._context.service.drain(self._context.settings.drain_timeout_s):
+            self.exit_code = EXIT_CUT_OFF
+        self.should_exit = True
+
+    async def _watch_engine(self) -> None:
+        """A dead engine ends the process: whoever supervises it starts a new one."""
+        while self._context.service.live:
+            await asyncio.sleep(LIVENESS_CHECK_S)
+        self.exit_code = EXIT_ENGINE_DIED
+        self._context.draining = self.should_exit = True
+
+    def _connections(self) -> list[Any]:
+        """Uvicorn's protocol objects: each has its transport, and the scope of its latest request."""
+        return list(self.server_state.connections)
+
+    def _cut(self, scope: MutableMapping[str, Any]) -> None:
+        for connection in self._connections():
+            if connection.scope is scope:
+                connection.transport.abort()
+
+
+def address_of(sock: socket.socket) -> str:
+    """``http://host:port`` of a bound socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bind_message(settings: ServerSettings, error: OSError) -> str:
+    place = f"{settings.host}:{settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {settings.port} is in use on {settings.host}: stop what listens there, or choose another --port"
+    return f"cannot listen on {place}: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _unless_cut_on_purpose(record: logging.LogRecord) -> bool:
+    return record.msg != _CUT_ON_PURPOSE
