@@ -112,9 +112,7 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     ledger = checkpoint.ledger
     cache = KVCache(ledger.num_blocks, ledger.block_size, prefix_caching=config.cache.prefix_caching)
     journal = JournalWriter(Path(config.journal), journal_header(config, ledger)) if config.journal else None
-    engine = Engine(
-        Scheduler(cache, config.scheduler), executor, MonotonicClock(), depth=config.depth, journal=journal
-    )
+    engine = Engine(Scheduler(cache, config.scheduler), executor, MonotonicClock(), depth=config.depth, journal=journal)
     limits = ModelLimits(
         max_context=ledger.max_context,
         vocab_size=checkpoint.config.vocab_size,
@@ -123,9 +121,7 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     return Launched(config, checkpoint, engine, limits, measured)
 
 
-def load_executor(
-    config: EngineConfig, checkpoint: Checkpoint, progress: Progress
-) -> tuple[Executor, Measured]:
+def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Executor, Measured]:
     """Read the weights, allocate the KV pool, start the executor."""
     progress.stage("importing torch")
     import torch
@@ -140,9 +136,7 @@ def load_executor(
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[ledger.dtype]
     before_bytes = resident_bytes()
     progress.stage("loading weights")
-    model = load_model(
-        checkpoint.path, dtype=dtype, max_context=ledger.max_context, progress=progress.update
-    )
+    model = load_model(checkpoint.path, dtype=dtype, max_context=ledger.max_context, progress=progress.update)
     progress.stage("allocating the KV pool")
     kv = KVTensors.allocate(checkpoint.config, ledger.num_blocks, ledger.block_size, dtype=dtype)
     progress.stage("warming up")

@@ -16,11 +16,11 @@ import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import RequestError
@@ -31,6 +31,7 @@ from tokenmill.core.step import TokenLogprobs
 from tokenmill.engine.choice import ChoiceText, Output
 from tokenmill.engine.resolve import resolve
 from tokenmill.engine.service import Submission, Usage
+from tokenmill.engine.text import TextCodec
 from tokenmill.launch import Launched, Progress, build
 
 Prompt = str | Sequence[int]
@@ -39,6 +40,7 @@ Message = Mapping[str, Any]
 """One turn of a chat: ``{"role": "user", "content": "…"}``."""
 
 IDLE_SLEEP_S = 0.001
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class LLM:
         Raises:
             RequestError: of the first prompt that cannot be done; the others are given up.
         """
-        several = list(prompts) if _is_several(prompts) else [prompts]
+        several = _as_list(prompts)
         found: dict[int, Completion] = {}
         with closing(self.iter_completions(several, params)) as completions:
             for position, completion in _with_bar(completions, len(several)) if progress else completions:
@@ -139,11 +141,10 @@ class LLM:
         progress: bool = False,
     ) -> list[Completion]:
         """Answer one conversation, or several; raises what ``generate`` raises."""
-        first = next(iter(messages), None)
-        conversations = [messages] if first is None or isinstance(first, Mapping) else messages
+        conversations = _as_conversations(messages)
         return self.generate([self.encode_chat(turns) for turns in conversations], params, progress=progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Output]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Output]:
         """Increments as they come. Close the iterator to give the rest up.
 
         Raises:
@@ -162,7 +163,7 @@ class LLM:
 
     def iter_completions(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> Iterator[tuple[int, Completion | RequestError]]:
+    ) -> Generator[tuple[int, Completion | RequestError]]:
         """(position of the prompt, its answer or why it has none), in the order in which they are done."""
         shared = params or SamplingParams()
         each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
@@ -215,7 +216,7 @@ class LLM:
             now=self._engine.clock.now(),
         )
         self._engine.add(request)
-        run = self._runs[request.id] = _Run(request, [ChoiceText(i, params, self.codec) for i in range(params.num_sequences)])
+        run = self._runs[request.id] = _Run(request, params, self.codec)
         return run
 
     def _abort(self, run: _Run) -> None:
@@ -254,16 +255,18 @@ class LLM:
 class _Run:
     """One request under way, on the side of text."""
 
-    def __init__(self, request: Request, choices: list[ChoiceText]) -> None:
+    def __init__(self, request: Request, params: SamplingParams, codec: TextCodec) -> None:
         self.request = request
-        self.choices = choices
+        self.params = params
+        """As the caller wrote them; the request's own may ask the engine for more."""
+        self.choices = [ChoiceText(index, params, codec) for index in range(params.num_sequences)]
         self.outputs: deque[Output] = deque()
         """Not read yet by a stream."""
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.record: FinishedRecord | None = None
         self.error: RequestError | None = None
         self._cached_tokens = 0
-        self._collected: list[list[Output]] = [[] for _ in choices]
+        self._collected: list[list[Output]] = [[] for _ in self.choices]
 
     @property
     def over(self) -> bool:
@@ -289,7 +292,7 @@ class _Run:
     def completion(self) -> Completion:
         """The answer; the request has ended well."""
         assert self.record is not None and self.error is None
-        record, params = self.record, self.request.params
+        record, params = self.record, self.params
         ranking = [choice.index for choice in self.choices]
         if params.num_sequences > params.n:
             ranking.sort(key=lambda index: (-self.choices[index].mean_logprob, index))
@@ -310,7 +313,7 @@ class _Run:
         outputs, last = self._collected[index], self._collected[index][-1]
         assert last.finish_reason is not None
         logprobs = None
-        if self.request.params.logprobs is not None:
+        if self.params.logprobs is not None:
             logprobs = tuple(entry for output in outputs for entry in output.logprobs or ())
         return Choice(
             index=rank,
@@ -322,11 +325,30 @@ class _Run:
         )
 
 
-def _is_several(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return not isinstance(prompts, str) and not (len(prompts) > 0 and isinstance(prompts[0], int))
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A text and a list of token ids are one prompt; anything else holds several."""
+    if isinstance(prompts, str):
+        return [prompts]
+    several, token_ids = [], []
+    for item in prompts:
+        if isinstance(item, int):
+            token_ids.append(item)
+        else:
+            several.append(item)
+    return [token_ids] if token_ids else several
 
 
-def _with_bar[T](items: Iterator[T], total: int) -> Iterator[T]:
+def _as_conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+    several, turns = [], []
+    for item in messages:
+        if isinstance(item, Mapping):
+            turns.append(item)
+        else:
+            several.append(item)
+    return [turns] if turns else several
+
+
+def _with_bar(items: Iterable[_T], total: int) -> Iterator[_T]:
     from rich.console import Console
     from rich.progress import track
 

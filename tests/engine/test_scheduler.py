@@ -103,7 +103,7 @@ def test_prompt_logprobs_do_not_read_the_cache() -> None:
 
 
 def cached_after_pressure(asked: str, **hints: object) -> bool:
-    """``kept`` was cached with ``hints``, then ``other``; then 12 of 16 blocks were wanted. Is ``asked`` still there?"""
+    """``kept`` was cached with ``hints``, then ``other``; then 12 of 16 blocks were wanted. Is ``asked`` left?"""
     rig = Rig(num_blocks=16)
     prompts = {"kept": prompt(16), "other": prompt(16, 100)}
     for name, token_ids in prompts.items():

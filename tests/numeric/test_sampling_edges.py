@@ -176,9 +176,3 @@ def test_likeliest_is_a_stable_sort(count: int) -> None:
     scores[3] = -math.inf
     wanted = [sorted(range(40), key=lambda t: (-row[t], t))[:count] for row in scores.tolist()]
     assert likeliest(scores, count).tolist() == wanted
-
-
-def test_best_of_brings_the_logprobs_it_ranks_by() -> None:
-    logits = random_logits(1, VOCAB)[0]
-    assert one(SamplingParams(n=1, best_of=3), logits).logprobs is not None
-    assert one(SamplingParams(n=3, best_of=3), logits).logprobs is None

@@ -16,11 +16,12 @@ from pathlib import Path
 from tokenmill.core.errors import ConfigError
 
 LENGTH_COLUMNS = (("ContextTokens", "GeneratedTokens"), ("num_prefill_tokens", "num_decode_tokens"))
-WORDS = tuple(
+_TEXT = (
     "the a little old big red good kind small dog cat bird girl boy tree house river boat ball box door garden morning "
     "night rain sun moon ran saw found gave took said went came looked asked helped opened was is and then but so very "
-    "to in on under with for his her their one day again home friend mother".split()
+    "to in on under with for his her their one day again home friend mother"
 )
+WORDS = tuple(_TEXT.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +108,3 @@ def plan_load(lengths: Sequence[tuple[int, int]], rate: float | None, rng: rando
 def synthetic_text(num_words: int, rng: random.Random) -> str:
     """Plain words in random order: no two prompts share more than a word or two at their start."""
     return " ".join(rng.choices(WORDS, k=num_words))
-
-

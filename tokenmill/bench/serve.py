@@ -188,7 +188,9 @@ def parse_slo(text: str | None) -> SLO:
         try:
             limits[{"ttft": "ttft_s", "tpot": "tpot_s", "itl": "itl_s", "e2e": "e2e_s"}[name.strip()]] = float(value)
         except (KeyError, ValueError):
-            raise SetupError(f"--slo {text!r}: write limits in seconds, such as ttft=0.5,tpot=0.05,itl=0.2,e2e=10") from None
+            raise SetupError(
+                f"--slo {text!r}: write limits in seconds, such as ttft=0.5,tpot=0.05,itl=0.2,e2e=10"
+            ) from None
     return SLO(**limits)
 
 

@@ -61,7 +61,7 @@ def engine_options(command: Command) -> Command:
     decorated: Command = with_engine
     for piece in reversed(PIECES):
         decorated = record_options(piece, ENGINE_HELP)(decorated)
-    return click.argument("model", default=ModelSource.model, required=False)(decorated)
+    return click.argument("model", default=ModelSource().model, required=False)(decorated)
 
 
 def record_options(record: type, help_texts: Mapping[str, str]) -> Callable[[Command], Command]:
@@ -77,35 +77,27 @@ def record_options(record: type, help_texts: Mapping[str, str]) -> Callable[[Com
     return add
 
 
-class ByteSize(click.ParamType):
+UNIT_BYTES = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def byte_size(text: str) -> int:
     """``4GB``, ``512 MiB`` or plain bytes."""
-
-    name = "size"
-    UNITS: typing.ClassVar = {
-        "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-        "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-    }  # fmt: skip
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
-        if match is None or match[2] not in self.UNITS:
-            self.fail(f"{value!r} is not a size such as 4GB, 512MiB or 1000000", param, ctx)
-        return int(float(match[1]) * self.UNITS[match[2]])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in UNIT_BYTES:
+        raise click.BadParameter(f"{text!r} is not a size such as 4GB, 512MiB or 1000000")
+    return int(float(match[1]) * UNIT_BYTES[match[2]])
 
 
-class Weight(click.ParamType):
+def named_weight(text: str) -> tuple[str, float]:
     """``NAME=WEIGHT``."""
-
-    name = "name=weight"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        name, _, weight = str(value).rpartition("=")
-        try:
-            return name, float(weight)
-        except ValueError:
-            self.fail(f"{value!r} is not of the form NAME=WEIGHT", param, ctx)
+    name, _, weight = text.rpartition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form NAME=WEIGHT") from None
 
 
 def _option(field: Field[Any], hint: Any, help_text: str) -> Callable[[Command], Command]:
@@ -117,9 +109,9 @@ def _option(field: Field[Any], hint: Any, help_text: str) -> Callable[[Command],
     if typing.get_origin(hint) is Literal:
         attributes["type"] = click.Choice(typing.get_args(hint))
     elif typing.get_origin(hint) is dict:
-        attributes |= {"type": Weight(), "multiple": True}
+        attributes |= {"type": named_weight, "multiple": True, "metavar": "NAME=WEIGHT"}
     elif field.name.endswith("_bytes"):
-        attributes["type"] = ByteSize()
+        attributes |= {"type": byte_size, "metavar": "SIZE"}
     elif typing.get_origin(hint) is tuple:
         attributes |= {"type": str, "multiple": True}
     else:

@@ -85,6 +85,11 @@ class _Handle:
         finally:
             self.abort()
 
+    def admitted(self, event: Admitted) -> None:
+        """The first admission of the first choice says how much of the prompt was cached."""
+        if event.index == 0 and not event.resumed:
+            self._cached_tokens = event.cached_tokens
+
     # ---- how it comes about ------------------------------------------------------------------------
 
     @property
@@ -100,9 +105,7 @@ class _Handle:
                 return
             if isinstance(event, TokenmillError):
                 raise event
-            if isinstance(event, Admitted):
-                self._cached_tokens = event.cached_tokens
-            elif isinstance(event, tuple):
+            if isinstance(event, tuple):
                 _, index, token_ids, logprobs, reason = event
                 choice = self._choices[index]
                 if not choice.done:
@@ -296,9 +299,8 @@ class EngineService:
         for decision in events.decisions:
             if isinstance(decision, Failed) and (handle := handles.get(decision.request_id)):
                 handle.events.put_nowait(decision.error)
-            elif isinstance(decision, Admitted) and decision.index == 0 and not decision.resumed:
-                if handle := handles.get(decision.request_id):
-                    handle.events.put_nowait(decision)
+            elif isinstance(decision, Admitted) and decision.request_id in handles:
+                handles[decision.request_id].admitted(decision)
         for prompt_logprobs in events.prompt_logprobs:
             if handle := handles.get(prompt_logprobs.request_id):
                 handle.events.put_nowait(prompt_logprobs)

@@ -1,0 +1,1 @@
+"""What is computed: decoders made from a ``ModelConfig``, and how checkpoints fill them."""

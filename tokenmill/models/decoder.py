@@ -1,6 +1,15 @@
-"""The decoder."""
+"""``Decoder``: the transformer that all supported families share.
+
+A residual stream runs through ``num_layers`` layers; each adds two corrections computed from a normalised
+copy of it, attention and a gated MLP. What differs between families is in the ``ModelConfig`` (biases, head
+norms, windows, rotary scaling); how a checkpoint names its tensors is in ``families/``.
+
+Everything a step needs comes as arguments; the only state that changes is the KV cache that is passed in.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,24 +17,99 @@ from torch import Tensor
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.kernels.batch import AttentionBatch
 from tokenmill.kernels.kv import KVTensors
+from tokenmill.models.layers.attention import Attention
+from tokenmill.models.layers.destination import Destinations
+from tokenmill.models.layers.embedding import Embedding
+from tokenmill.models.layers.mlp import GatedMLP
+from tokenmill.models.layers.norm import RMSNorm
+from tokenmill.models.layers.rotary import Angles, Rotary
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """What a checkpoint calls a decoder's parts; ``{}`` in ``layer`` is the layer's number."""
+
+    embedding: str
+    layer: str
+    attention: str
+    attention_norm: str
+    mlp: str
+    mlp_norm: str
+    final_norm: str
+    lm_head: str
+
+
+class Layer:
+    """One layer: attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
+        self.attention = Attention(config, config.windows[index], dtype=dtype, device=device)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
+        self.mlp = GatedMLP(config, dtype=dtype, device=device)
+
+    def destinations(self, prefix: str, names: TensorNames) -> Destinations:
+        return {
+            **self.attention_norm.destinations(prefix + names.attention_norm),
+            **self.attention.destinations(prefix + names.attention),
+            **self.mlp_norm.destinations(prefix + names.mlp_norm),
+            **self.mlp.destinations(prefix + names.mlp),
+        }
+
+    def __call__(self, x: Tensor, angles: Angles, batch: AttentionBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, batch, k_cache, v_cache)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Decoder:
-    """A decoder-only transformer, made from a ``ModelConfig``; weights are empty until loaded (``models/load.py``)."""
+    """A decoder-only transformer made from a ``ModelConfig``; its weights are uninitialised until loaded."""
 
-    config: ModelConfig
-    dtype: torch.dtype
-    device: torch.device
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        max_context: int | None = None,
+    ) -> None:
+        """``max_context``: longest sequence that will be served (sizes the rotary table); None: the model's own."""
+        self.config = config
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.max_context = max_context or config.max_context
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=self.device)
+        self.layers = [Layer(config, index, dtype=dtype, device=self.device) for index in range(config.num_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=self.device)
+        self.lm_head = self.embedding
+        if not config.tie_embeddings:
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=self.device)
+        self.rotary = Rotary(config.rope, config.head_dim, self.max_context, device=self.device)
 
+    def destinations(self, names: TensorNames) -> Destinations:
+        """Every tensor the checkpoint must hold, and where it goes."""
+        found = self.embedding.destinations(names.embedding)
+        for index, layer in enumerate(self.layers):
+            found |= layer.destinations(names.layer.format(index), names)
+        found |= self.norm.destinations(names.final_norm)
+        if not self.config.tie_embeddings:
+            found |= self.lm_head.destinations(names.lm_head)
+        return found
+
+    @torch.inference_mode()
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVTensors) -> Tensor:
         """Compute a step's tokens and write their keys and values to ``kv``.
 
-        ``token_ids``, ``positions``: ``[T]`` int64, all rows of the step one after the other (``positions`` is
-        ``batch.positions`` unless a caller knows better). Returns the last hidden states, normalised:
-        ``[T, hidden_size]``, in the model's dtype.
+        ``token_ids``, ``positions``: ``[T]`` int64, the tokens of all rows one after the other (``positions`` are
+        ``batch.positions`` unless a caller knows better; each below ``max_context``). Returns the normalised last
+        hidden states: ``[T, hidden_size]`` in the model's dtype.
         """
-        raise NotImplementedError
+        x = self.embedding(token_ids)
+        angles = self.rotary.at(positions)
+        for layer, k_cache, v_cache in zip(self.layers, kv.keys, kv.values, strict=True):
+            x = layer(x, angles, batch, k_cache, v_cache)
+        return self.norm(x)
 
+    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the next token: ``[S, hidden_size]`` to ``[S, vocab_size]`` float32."""
-        raise NotImplementedError
+        """Scores of the next token, ``[S, hidden_size]`` to ``[S, vocab_size]`` float32 (not normalised)."""
+        return self.lm_head.logits(hidden)

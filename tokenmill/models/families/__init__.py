@@ -1,0 +1,1 @@
+"""What differs between families: a file each, holding only that."""

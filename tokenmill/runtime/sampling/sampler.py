@@ -55,7 +55,7 @@ class Sampler:
             return []
         errors = _not_finite(logits, range(len(sequences)), sequences)
         live = [row for row in range(len(sequences)) if row not in errors]
-        reported = [row for row in live if sequences[row].num_logprobs is not None]
+        reported = [row for row in live if sequences[row].params.logprobs is not None]
         untouched = logits[reported] if reported else logits[:0]
         errors |= _apply_stages(logits, live, sequences)
         chosen = _choose(logits, [row for row in live if row not in errors], sequences)
@@ -129,6 +129,6 @@ def _describe(
     if not found:
         return {}
     wanted = [rows[i] for i in found]
-    num_top = [sequences[row].num_logprobs or 0 for row in wanted]
+    num_top = [sequences[row].params.logprobs or 0 for row in wanted]
     entries = describe(_take(logits, found), [chosen[row] for row in wanted], num_top)
     return dict(zip(wanted, entries, strict=True))

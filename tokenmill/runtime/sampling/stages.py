@@ -44,13 +44,6 @@ class SampledSequence:
         prepared = (stage.prepare(self) for stage in STAGES)
         self.stages = tuple(stage for stage in prepared if stage is not None)
 
-    @property
-    def num_logprobs(self) -> int | None:
-        """How many likeliest tokens to report; ``best_of`` ranks choices by their own log-probabilities."""
-        if self.params.logprobs is None and (self.params.best_of or 0) > self.params.n:
-            return 0
-        return self.params.logprobs
-
 
 class Stage(ABC):
     """One way of changing logits."""

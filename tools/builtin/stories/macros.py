@@ -15,7 +15,7 @@ MACROS: dict[str, str] = {
              "{$.his} heart was heavy|tears ran down {$.his} [face|cheeks]]",
     "afraid": "[{$} was [very |]afraid|{$} was frightened|{$} began to shake [with fear|]|"
               "{$.his} heart beat [fast|hard]]",
-    "thanks": '["thank you, {$}," | "thank you," | "oh, thank you!" | "thank you with all my heart," | '
+    "thanks": '["thank you, {$.call}," | "thank you," | "oh, thank you!" | "thank you with all my heart," | '
               '"how can I ever thank you?" ]',
     "went": "[went|walked|set off|hurried|ran]",
     "said": "[said|answered|replied]",

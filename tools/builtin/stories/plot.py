@@ -14,6 +14,7 @@ from stories import words
 from stories.grammar import Character, Scope, cast_character, choose_thing, expand, polish
 from stories.macros import OPENINGS
 
+SMALL_WORDS = frozenset("a an and at for in of on the to".split())
 TITLE_SHARE = 0.3
 MORAL_SHARE = 0.6
 DENSE_SHARE = 0.35
@@ -74,8 +75,13 @@ def tell(plot: Plot, rng: random.Random) -> Story:
     if plot.morals and rng.random() < MORAL_SHARE:
         templates.append(rng.choice(plot.morals))
     paragraphs = [polish(expand(t, scope, rng)) for t in templates]
-    title = polish(expand(rng.choice(plot.titles), scope, rng))
+    title = capitalize_title(polish(expand(rng.choice(plot.titles), scope, rng)))
     return Story(plot, scope, title, tuple(layout([p for p in paragraphs if p], rng)))
+
+
+def capitalize_title(title: str) -> str:
+    first, *rest = title.split()
+    return " ".join([first, *(w.lower() if w.lower() in SMALL_WORDS else w[:1].upper() + w[1:] for w in rest)])
 
 
 def layout(paragraphs: Sequence[str], rng: random.Random) -> list[str]:

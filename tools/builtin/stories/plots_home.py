@@ -21,13 +21,13 @@ PLOTS = (
         door], and {h.he} looked [by the gate|in the yard|along the path]. [There was no {o}.|The {o} was not there.]
         [{H} asked the [neighbours|bees|birds], <nobody>.|]
 
-        <then> {h} met {f.a}{f.called}. [{F} asked, "Why are you [crying|so sad], {h}?"|"What is the matter?" asked
+        <then> {h} met {f.a}{f.called}. [{F} asked, "Why are you [crying|so sad], {h.call}?"|"What is the matter?" asked
         {f}.] "I have lost my {o.full}," said {h}. ["Do not cry," said {f}. "I will help you look."|"When did you see
         it last?" asked {f}. {h} thought and said, "I was playing outside [when the wind came|yesterday]."|
         "Two can look better than one," said {f}.]
 
         So {h} and {f} [looked together|went back along the path|searched together until the sun was low]. [And
-        there,|At last,] {spot}, [they saw something [bright|{o.adjective}]|{f} saw something]. "[Look|Come here], {h}!"
+        there,|At last,] {spot}, [they saw something [bright|{o.adjective}]|{f} saw something]. "[Look|Come here], {h.call}!"
         cried {f}. "Is this your {o}?" "[Yes, yes|Yes]! That is my {o}!" said {h}.
 
         <gladly h>. [<thanks f> said {h}.|{h.He} thanked {f} again and again.] [{H} took the {o} home and [hung it
@@ -138,7 +138,7 @@ PLOTS = (
 
         [On the first evening|The first day] {h} watered the {o}. [On the second evening|The second day] {h.he}
         watered it too. On the third day {t.a}{t.called} came by. "[There is a fair in the village|We are all going to
-        swim in the lake]!" said {t}. "Come with us, {h}!" {h} [wanted very much to go|loved such things]. But the sun
+        swim in the lake]!" said {t}. "Come with us, {h.call}!" {h} [wanted very much to go|loved such things]. But the sun
         was going down, and the {o} had no water yet.
 
         "[I cannot come now|You go on]," said {h}. "I made a promise." "[Who will know?|It is only a {o}!]" said {t}.
@@ -201,7 +201,7 @@ PLOTS = (
         eat], and in the end {h.he} had made {made}.
 
         At the party {f} opened the gifts one by one. {h} stood behind the others. [{h.He} felt ashamed.|"My gift is so
-        small," {h.he} thought.] "And what have you brought, {h}?" asked {f}. "It is only {made}," said {h}. "I made it
+        small," {h.he} thought.] "And what have you brought, {h.call}?" asked {f}. "It is only {made}," said {h}. "I made it
         for you."
 
         {f} was silent for a moment. Then {f.he} [smiled|began to smile]. "All the others bought their gifts," {f.he}
@@ -246,14 +246,14 @@ PLOTS = (
         cast={"h": "young worker", "f": "young elder", "a": "animal", "b": "animal"},
         pick={"need": ("honey", "eggs", "sugar", "milk", "flour", "butter")},
         text="""
-        <day> {h} said, "Today I will bake a cake for {f}[. It is {f.his} birthday|, for {f.he} has been so kind to me]."
-        {F} was {f.a}[ who lived next door|, and a good friend of {h}].
+        <day> {h} said, "Today I will bake a cake for my friend{f.called}[. It is {f.his} birthday|, for {f.he} has been so kind to me]." The
+        friend was {f.a}[ who lived next door|].
 
         {h} took a big bowl [and a wooden spoon|]. {h.He} had nearly everything, but there was no {need}. "[Oh dear|Oh
-        no]! A cake without {need} is no cake," said {h}. So {h.he} <went> to {a.a}{a.called}. "Good morning, {a}. Have
+        no]! A cake without {need} is no cake," said {h}. So {h.he} <went> to {a.a}{a.called}. "Good morning, {a.call}. Have
         you some {need}?" "No," said {a}, "but [I have a cup of nuts|I have some sweet berries]. Take them. And ask {b}."
 
-        So {h} <went> on to {b.a}{b.called}. "Good morning, {b}. Have you some {need}?" "[Yes, I have|Yes, plenty]!" said
+        So {h} <went> on to {b.a}{b.called}. "Good morning, {b.call}. Have you some {need}?" "[Yes, I have|Yes, plenty]!" said
         {b}. "Here is some {need}. But may I [lick the spoon|have a piece of the cake]?" "Of course," said {h}. "Come to
         my house [this evening|at four o'clock], and {a} must come too."
 
@@ -274,7 +274,7 @@ PLOTS = (
         pick={"cure": ("a blue flower that grows on the hill", "mint that grows by the stream",
                        "honey from the old oak", "a red berry that grows in the deep wood")},
         text="""
-        Every morning {h} met {h.his} friend {f}, {f.a}, [at the bridge|by the big stone|under the chestnut tree]. But <day>
+        Every morning {h} met {h.his} friend {f.both}, [at the bridge|by the big stone|under the chestnut tree]. But <day>
         {f} did not come. {h} waited and waited. "[Something is wrong|This is not like {f}]," {h.he} said, and {h.he} ran to
         the house of {f}.
 
@@ -357,7 +357,7 @@ PLOTS = (
         cast={"h": "young", "f": "young"}, things={"o": "treasure"},
         text="""
         One winter morning {h} looked out and saw that everything was white. "Snow!" {h.he} cried. {h.He} ran to fetch
-        {h.his} friend {f}, {f.a}. [They threw snowballs until their noses were red.|They slid down the hill, again and
+        {h.his} friend {f.both}. [They threw snowballs until their noses were red.|They slid down the hill, again and
         again.]
 
         Then they built a snowman. {h} made the big round body, and {f} made the head. They gave it [two black
@@ -389,7 +389,7 @@ PLOTS = (
         <night> {h} lay in bed. It was [dark|very late], and everyone was asleep. Then {h.he} heard a strange noise. "{noise}"
         {h} sat up. "{noise}" There it was again. <afraid h>. "Is it a [ghost|wolf|robber]?" {h.he} thought.
 
-        {h} woke {f}, {f.a} [who was staying for the night|who slept in the same room]. "Listen!" {h.he} whispered. "{noise}"
+        {h} woke {f.both} [who was staying for the night|who slept in the same room]. "Listen!" {h.he} whispered. "{noise}"
         said the noise. "[It is a monster|It has a hundred teeth]!" said {f}, and [{f.he} hid under the bed|pulled the blanket
         over {f.his} head]. But {h} said, "[Let us go and look|If we do not look, we shall never know]. You hold my hand, and
         I will hold the lamp."
@@ -414,7 +414,7 @@ PLOTS = (
         sing for me," {h.he} thought.
 
         {h.He} <went> out and met {a.a}{a.called}. "Good morning!" said {h}. "Do you know what day it is?" "[It is Tuesday|It
-        is a fine day]," said {a}, "and I have no time." And {a.he} hurried away. Next {h} met {b}, {b.a}. "Good morning, {b}!
+        is a fine day]," said {a}, "and I have no time." And {a.he} hurried away. Next {h} met {b.both}. "Good morning, {b.call}!
         Do you know what day it is?" "[It is washing day|I cannot stop now]," said {b}, and {b.he} ran off with a [big bag|box
         under {b.his} arm].
 
@@ -423,7 +423,7 @@ PLOTS = (
         Please help me] to carry this basket home?" asked {c}. {h} was sad, but {h.he} was kind too, so {h.he} took the basket.
 
         They came to the house of {c}. It was dark inside. {c} opened the door, and suddenly there was light everywhere!
-        "Happy birthday, {h}!" <cried> {a} and {b} and all the others. There was a cake with candles, and there was a
+        "Happy birthday, {h.call}!" <cried> {a} and {b} and all the others. There was a cake with candles, and there was a
         present too. It was {o.a}. "[We were busy all day|We had to keep it secret]," said {a}. "[How could we forget you|Did you
         think we forgot]?" said {b}.
 
@@ -437,8 +437,8 @@ PLOTS = (
         titles=("{H} Wants to Be Like {F}", "I Wish I Were a {F.kind}"),
         cast={"h": "small", "f": "big", "t": "wise"},
         text="""
-        But {h} was not happy. "[I am so small|I am only a {h.kind}]," {h.he} said. "I wish I were like {f}!" {F} was {f.a}, and
-        {f.he} was [big and strong|as tall as a house].
+        But {h} was not happy. "[I am so small|I am only a {h.kind}]," {h.he} said. "I wish I were like {f}!" The
+        {f.kind} was {f.a}, and {f.he} was [big and strong|as tall as a house].
 
         So {h} tried to be like {f}. {h.He} tried to [walk|stamp] like {f}, but {h.he} fell over. {h.He} tried to [roar|shout]
         like {f}, but only a little squeak came out. {h.He} tried to eat as much as {f}, and {h.he} got a stomach ache. [All the
@@ -452,7 +452,7 @@ PLOTS = (
         too big. "Let me try," said {h}. {h} was so small that {h.he} [could see and reach what no one else could|fitted where no
         one else could go]. In a moment it was done.
 
-        "Thank you, {h}!" said {f}. "[I wish I were as small and clever as you|What would I do without you]!" {h} laughed. Then
+        "Thank you, {h.call}!" said {f}. "[I wish I were as small and clever as you!|What would I do without you?]" {h} laughed. Then
         {h.he} understood the words of {t}. ["I am just the right size," {h.he} said.|From that day on {h} was glad to be a
         {h.kind}.]""",
         morals=("Everyone is good at being himself.", "Small ones can do great things."),

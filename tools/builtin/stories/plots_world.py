@@ -17,7 +17,7 @@ PLOTS = (
         [shook the trees|raged]. {h} [lay in bed and shook|held the door shut with all {h.his} might]. Then, with a great crash, the
         roof flew away, and {h.his} home was gone!
 
-        {h} ran out into the storm. "[Help|Where shall I go]?" cried {h}. {h.He} knocked at the door of {f}. "Come in, come in!"
+        {h} ran out into the storm. "[Help! Help!|Where shall I go?]" cried {h}. {h.He} knocked at the door of {f}. "Come in, come in!"
         <cried> {f}. "[You are wet through|Quick, sit by the fire]!" There {h} was safe and dry, [and {f} made hot soup|and {f} gave
         {h.him} a warm blanket].
 
@@ -82,7 +82,7 @@ PLOTS = (
 
         The {g.kind} [stamped his foot|pulled his beard|opened his mouth and shut it again]. "{Answer}! It is {answer}. [Nobody ever
         guessed it before|You are right]." And then he sighed. "[Now I have no riddle any more|That was my only riddle]," he said, "[and what
-        shall I do all day|and now I shall be bored]?" {h} was sorry for him. "[I will tell you a new riddle every time I come by|Let us
+        shall I do all day?|and now I shall be bored.]" {H} was sorry for him. "[I will tell you a new riddle every time I come by|Let us
         think of a new one together]," said {h}.
 
         So {h} crossed the bridge {need}. And ever after, when {h} came that way, the {g.kind} [called out, "Have you a new riddle for
@@ -96,15 +96,15 @@ PLOTS = (
         titles=("The Stranger's Gift", "{H} and the Stranger", "The Magic {O}"),
         cast={"h": "child worker"}, things={"o": "gift"},
         pick={"s": ("beggar", "stranger", "pedlar"),
-              "power": ("whenever someone asked politely, it filled an empty table with food",
-                        "it gave light in the darkest night and never went out",
-                        "whoever touched it grew well again", "it could call the rain")},
+              "power": ("it fills an empty table with food",
+                        "it gives light in the darkest night and never goes out",
+                        "whoever touches it grows well again", "it can call the rain")},
         text="""
         <day> {h} was [on the way home|gathering wood in the forest|sitting at the door] when an old {s} came along. [His coat was
         torn|His shoes were full of holes], and he [leaned on a stick|could hardly walk]. Many people had passed him, but [no one had
         stopped|all of them had looked away].
 
-        "[Could you spare a bit of bread|Please give me something to drink]?" asked the {s}. {h} did not have much, but {h.he} said,
+        "[Could you spare a bit of bread?|Please give me something to eat,]" asked the {s}. {h} did not have much, but {h.he} said,
         "[Sit down beside me|Come and rest], and we will share what I have." They ate and talked until the sun went down.
 
         When the old {s} stood up, he took something out of his [bag|pocket]. It was {o.a}. "You gave me a part of the little you had,"
@@ -112,7 +112,7 @@ PLOTS = (
         round the bend of the road, and when {h} looked, nobody was there.|Before {h} could thank him, he was gone.]
 
         [Not long after|That same year], [bad times came to the village|there was great trouble in the land]. {h} took the {o} and went
-        from house to house. It was true! {Power}. {h} helped [the sick and the poor|the old people and the children], and asked for
+        from house to house. And what the {s} had said was true. {h} helped [the sick and the poor|the old people and the children], and asked for
         nothing.
 
         A rich man heard of it. "Sell me your {o}," he said. "I will give you [a hundred gold coins|a house and a horse]." "[It is not for
@@ -136,7 +136,7 @@ PLOTS = (
 
         Then {h} was hungry and sat down to eat. But the bread turned to gold, and so did [the soup|the apples|the meat]. {h.He} could
         not bite it, and {h.he} could not drink the golden milk. One day went by, and then another. {h} grew [thin|weak]. "[What good is
-        all my gold|I would give it all for a piece of bread]!" {h.he} said.
+        all my gold?|I would give it all for a piece of bread!]" {h.he} said.
 
         In the kitchen there worked a child{f.called}. {F} heard {h} crying. "[I have a little bread|Here is half of my bread], and it
         is not on your table," said {f}. "Eat it here on the step with me." {h} sat down on the step and ate. [Nothing had ever tasted so
@@ -160,11 +160,11 @@ PLOTS = (
         like me|Look how fast I am]!" {f} said every day. "And look at {h}! {h.He} is so slow."
 
         <day> {h} said, "Let us have a race." Everyone laughed. "A race with you? [I will win before you have taken two steps|That will be a
-        joke]!" said {f}. They asked {j}, {j.a}, to be the judge. "[To the old mill|Round the lake|To the top of the hill]," said {j}. "One,
+        joke]!" said {f}. They asked {j.both}, to be the judge. "[To the old mill|Round the lake|To the top of the hill]," said {j}. "One,
         two, three, go!"
 
         {f} shot away like an arrow. {h} went step by step. [Soon {f} was so far ahead that {f.he} could not see {h} any more.|In a moment
-        {f} was out of sight.] "[I have plenty of time|Why should I hurry]?" said {f}. [{f.He} lay down under a tree and fell asleep.|{f.He}
+        {f} was out of sight.] "[I have plenty of time,|Why should I hurry?]" said {f}. [{f.He} lay down under a tree and fell asleep.|{f.He}
         stopped to eat sweet clover, and then {f.he} lay down for a nap.|{f.He} stopped to tell everyone how fast {f.he} was.]
 
         {h} did not stop. The sun was hot, and the way was long, but {h} went on, step by step. {h.He} passed {f} and went on. [At last {f}
@@ -261,7 +261,7 @@ PLOTS = (
         asked {h}. "I have lost my mother," said the {f.kind}. "[I ran after a butterfly|I only wanted to see the other side of the hill], and now I
         do not know the way."
 
-        "[We will find her|Do not be afraid]," said {h}. "What is your name?" "[My mother calls me Little One|I am {f}]," said the {f.kind}. {h}
+        "[We will find her|Do not be afraid]," said {h}. "What is your name?" "My mother calls me [{f.call}|Little One|her star]," said the {f.kind}. {h}
         [took it by the hand|carried it in {h.his} arms]. They went [along the stream|through the trees]. "What does your mother look like?" asked {h}.
         "She is the most beautiful of all," said the {f.kind}. [{H} had to smile.|That was not much help.]
 
@@ -313,7 +313,7 @@ PLOTS = (
 
         [The best {search} grew deep in the wood|{h.He} saw some fine {search}, and behind them there were more], and {h} went on and on. {h.His} basket
         was soon full of {search}. But when {h.he} looked up, [the path was gone|all the trees looked the same]. {h} went to the left, and {h.he} went to the
-        right. It grew dark. "[I am lost|Where is the path]!" {h.he} said. <sadly h>.
+        right. It grew dark. "[I am lost!|Where is the path?]" {h.he} said. <sadly h>.
 
         Then a voice spoke out of [the branches|the shadows]. "[Who is crying here|Why are you crying]?" It was {f.a}{f.called}. "I have lost my way," said
         {h}. "I want to go home to my mother." "[When you are lost, do not run|First sit down and breathe]," said {f}. "Then listen." {h} sat still and
@@ -323,7 +323,7 @@ PLOTS = (
         stream and showed {h.him} where to put {h.his} feet. [{h} was not afraid any more.|It was like walking among the stars.]
 
         At the edge of the forest stood {h.his} mother with a lamp. "{H}!" she cried and took {h.him} in her arms. {h} told her of {f} and the lights. The next
-        evening {h} put [a bowl of milk|some of the {search}] at the edge of the wood for {f}. In the morning it was gone[, and a white feather lay in its
+        evening {h} put [a bowl of milk|some of the {search}] at the edge of the wood for {f}. In the morning the gift was gone[, and a white feather lay in its
         place|].""",
         morals=("When you are lost, be still and listen.", "Do not go farther than you can find your way back."),
         asks=(("What did {h} look for in the forest?", "{H} looked for {search}."), ("Who helped {h}?", "{F} helped {h.him}."),
@@ -344,7 +344,7 @@ PLOTS = (
         some bread|a bag and a warm shawl] and climbed the hill.
 
         The dragon lay in its cave. It was [as big as a church|green from nose to tail], and its eyes were like lamps. <afraid h>. "[Have you come to fight me
-        too|Go away]?" asked the dragon. "No," said {h}. "I have come to ask why you cry at night." The dragon [was silent for a long time|blinked]. "[No one has
+        too?|Go away!]" said the dragon. "No," said {h}. "I have come to ask why you cry at night." The dragon [was silent for a long time|blinked]. "[No one has
         ever asked me that|Nobody ever asked]," it said. "I have {cause}. It hurts so much that I cannot sleep."
 
         "Let me see," said {h}. {h.He} [held up the lamp|came closer], and with careful hands {h.he} helped the dragon. "[This will hurt a little|Hold still],"
@@ -368,7 +368,7 @@ PLOTS = (
         way {h.he} met {f.a}{f.called}. {h} played a tune, and {f} could not keep still: {f.his} feet began to dance all by themselves! "[I will come with
         you|Play again]!" said {f}, and so they went on together.
 
-        At the gate the guards said, "[What do you want with that old {o}|Go home, child]?" But {h} played, and the guards began to hop from one foot to the
+        At the gate the guards said, "[What do you want with that old {o}?|Go home, child!]" But {h} played, and the guards began to hop from one foot to the
         other, and they had to let {h.him} in. In the great hall sat {g}, [pale and sad|still and grey]. {h} [bowed|said nothing] and began to play.
 
         {f} danced. {f.He} danced on the table, {f.he} danced on the chairs, and {f.he} [put a flower pot on {f.his} head|slipped on the carpet and landed in the
@@ -395,7 +395,7 @@ PLOTS = (
         the {colour} fish back into the water.
 
         {h} [ran|walked] home and sat down to think about the three wishes. [A castle?|A chest of gold?] A ship? {h.He} thought so long that {h.he} grew hungry.
-        "I wish I had {silly}," said {h} without thinking. Bang! There on the table was {silly}. "[Oh no|How stupid of me]!" <cried> {h}. "Now I have lost a wish
+        "I wish I had {silly}," said {h} without thinking. Bang! There on the table was {silly}. "[Oh no!|How stupid of me!]" <cried> {h}. "Now I have lost a wish
         because of {silly}! I wish it would hang from my nose!" And at once it hung from {h.his} nose.
 
         {h} pulled, but it would not come off. [{h.He} looked in the mirror and groaned.|The neighbours came and laughed until they cried.] One wish was left. "I could
@@ -413,10 +413,10 @@ PLOTS = (
         titles=("The Lazy {H.kind}", "Summer and Winter", "{H} and {F}"),
         cast={"h": "animal", "f": "small"},
         text="""
-        All summer long {h} [lay in the sun|sang and danced]. "[Life is good|Why should I work]?" said {h}. {F.A}{f.called} lived near by, and {f.he} worked all
+        All summer long {h} [lay in the sun|sang and danced]. "[Life is good,|Why should I work?]" said {h}. {F.A}{f.called} lived near by, and {f.he} worked all
         day. {f.He} carried [grain|nuts and seeds] into {f.his} house, and {f.he} [stopped up every hole|piled up wood].
 
-        "[Come and play|Why do you work so hard], {f}?" <cried> {h}. "The sun is shining!" "Winter will come," said {f}. "You should gather food too." "[Winter is far
+        "[Come and play, {f.call}!|Why do you work so hard, {f.call}?]" <cried> {h}. "The sun is shining!" "Winter will come," said {f}. "You should gather food too." "[Winter is far
         away|I will do it tomorrow]," said {h}, and {h.he} turned over and slept.
 
         Autumn came, and the leaves fell. "Tomorrow," said {h}. Then, one night, the snow came. [Everything was white and cold.|The wind blew through the cracks.] {h}
@@ -463,11 +463,11 @@ PLOTS = (
               "prize": ("a bag of seeds and a letter", "a box of old books", "a pair of wooden flutes",
                         "a bundle of old letters and a lantern")},
         text="""
-        <day> {h} was cleaning the attic when an old map fell out of a book. There was a red cross on it! {h} ran to {f}, {f.a}. "Look! It is a treasure map," said {h}. "[The
+        <day> {h} was cleaning the attic when an old map fell out of a book. There was a red cross on it! {h} ran to {f.both}. "Look! It is a treasure map," said {h}. "[The
         treasure lies|The cross is] {where}. Will you come with me?" "[Of course|Yes]!" said {f}.
 
         They took a [spade and a rope|lamp and some bread] and set out. The map said: go to the crossroads. So they went to the crossroads. The map said: [turn left at the white
-        stone|follow the stream]. So they did. "[What will you do with the gold|What will you buy], {h}?" asked {f}. "[I will buy a ship|I will buy a horse]," said {h}. "And you?"
+        stone|follow the stream]. So they did. "[What will you do with the gold|What will you buy], {h.call}?" asked {f}. "[I will buy a ship|I will buy a horse]," said {h}. "And you?"
         "[I will eat cake every day|I will buy a house for my mother]," said {f}.
 
         At last they came to the place {where}. They dug and dug. [The sun was hot|It was hard work], and {f} said, "Perhaps there is nothing here." Clonk! The spade hit
@@ -493,7 +493,7 @@ PLOTS = (
         {h} jumped, but the tree was too high. {h.He} shook the tree, but the {o} did not fall. [{h.He} threw a stick, and the stick stuck too.|] <sadly h>. Then {a.a}{a.called}
         came along. "What is the matter?" asked {a}. "My {o} is up there," said {h}. "I am tall," said {a}, and {a.he} stretched [and stretched|]. But {a.he} could not reach it.
 
-        {B.A}{b.called} came along. "I can stand on your back, {a}," said {b}. So {b} stood on the back of {a} and stretched. But {b.he} could not reach it. "[Only a little
+        {B.A}{b.called} came along. "I can stand on your back, {a.call}," said {b}. So {b} stood on the back of {a} and stretched. But {b.he} could not reach it. "[Only a little
         more|Nearly]!" said {h}. {h} climbed up and stood on the back of {b}. [They swayed to and fro.|"Hold still," said {a}.] But {h} could not reach it either.
 
         Then {c.a}{c.called} came along. "Can I help?" asked {c}. "[You are so small|You]?" said {b}. "But small is just what we need," said {h}. "[We cannot carry any more that is
@@ -578,21 +578,21 @@ PLOTS = (
     ),
     Plot(
         about=("{h.a} who could not fly", "a little {h.kind} who was afraid to fly"),
-        titles=("The First Flight", "{H} Learns to Fly", "Fly, {H}!"),
+        titles=("The First Flight", "{H} Learns to Fly", "Fly, {h.call}!"),
         cast={"h": "bird", "f": "bird", "g": "young"},
         text="""
-        It was [spring|early summer], and all the young birds had learned to fly. Only {h} still sat in the nest. "[The ground is so far away|What if I fall]?" said {h}. {h.His} friend {f}, {f.a}, flew round and round the tree.
-        "[Come on|Jump], {h}! It is easy!" But {h} held on to the branch and shut {h.his} eyes.
+        It was [spring|early summer], and all the young birds had learned to fly. Only {h} still sat in the nest. "[The ground is so far away,|What if I fall?]" said {h}. {h.His} friend {f.both}, flew round and round the tree.
+        "[Come on|Jump], {h.call}! It is easy!" But {h} held on to the branch and shut {h.his} eyes.
 
         Every day {h.his} mother brought {h.him} food. "[You cannot stay in the nest for ever|You have good wings]," she said. "Tomorrow," said {h}. But when tomorrow came, {h} said "tomorrow" again.
 
-        <day> {h} looked down and saw {g}, {g.a}, [who had often talked with {h.him}|who lived at the foot of the tree]. {g} was [picking flowers|playing in the grass]. And behind {g} in the grass there was a snake! It came nearer and
+        <day> {h} looked down and saw {g.both}, [who had often talked with {h.him}|who lived at the foot of the tree]. {g} was [picking flowers|playing in the grass]. And behind {g} in the grass there was a snake! It came nearer and
         nearer. "{G}! Look out!" called {h}. But the wind was loud, and {g} did not hear.
 
         {h} did not think about the ground any more. {h.He} spread {h.his} wings and jumped. Down {h.he} went, faster and faster. Then the wind was under {h.his} wings. {h} flew right at the snake and [beat it with {h.his} wings|screamed as
         loud as {h.he} could]. The snake was so surprised that it slipped away.
 
-        "You saved me!" said {g}. "And, {h}, you flew!" {h} looked back at the nest, high up in the tree. "[I flew|So I did]!" {h.he} said. And then {h.he} flew up again, [over the tree and over the hill|round and round in the blue sky], and
+        "You saved me!" said {g}. "And you flew, {h.call}!" {h} looked back at the nest, high up in the tree. "[I flew|So I did]!" {h.he} said. And then {h.he} flew up again, [over the tree and over the hill|round and round in the blue sky], and
         {h.his} mother watched with shining eyes.""",
         morals=("We find our wings when someone needs us.", "Courage comes when we think of others."),
         asks=(("Why did {h} not fly?", "{H} was afraid to fall."), ("Whom did {h} save?", "{H} saved {g}."), ("What was in the grass?", "There was a snake in the grass.")),

@@ -17,7 +17,7 @@ class Kind(NamedTuple):
 
 HOUSES = (
     "a small house at the edge of the village", "a cottage by the river", "a little red house on a hill",
-    "a stone house near the market", "a farm beside the woods", "a white cottage by the sea",
+    "a stone house near the market", "a log house beside the woods", "a white cottage by the sea",
     "a tall narrow house in the town", "a wooden house under the mountain",
 )
 CASTLES = ("a great stone castle", "a palace with seven towers", "a castle on a high hill", "a golden palace")
@@ -31,9 +31,9 @@ WORK = ("poor", "honest", "hard-working", "kind", "cheerful", "busy", "clever")
 BURROWS = ("a snug burrow under an oak", "a warm hole beneath the hedge", "a cosy den in the forest")
 HOLLOWS = ("a hollow tree in the forest", "an old oak at the edge of the meadow", "a tall beech tree")
 NESTS = ("a nest in an apple tree", "a nest high in a pine tree", "a small nest under the roof of a barn")
-POOLS = ("a green pond", "the reeds beside the lake", "the bank of a slow river")
+POOLS = ("a green pond", "the reeds beside the lake", "a hole in the bank of a slow river")
 CAVES = ("a dry cave in the hills", "a cave at the foot of the mountain", "a deep den among the rocks")
-YARDS = ("a farmyard", "a barn full of sweet hay", "a farm near the river")
+YARDS = ("a farmyard", "a barn full of sweet hay", "a stable near the river")
 
 KINDS = (
     Kind("girl", ("child", "young"), HOUSES, CHILD, "she"),
@@ -53,20 +53,20 @@ KINDS = (
     Kind("otter", ("animal", "young"), POOLS, BEAST),
     Kind("frog", ("animal", "young", "small"), POOLS, BEAST),
     Kind("turtle", ("animal", "slow", "young"), POOLS, BEAST),
-    Kind("snail", ("animal", "slow", "small"), ("the garden wall", "the cabbage patch"), BEAST),
+    Kind("snail", ("animal", "slow", "small"), ("a crack in the garden wall", "the cabbage patch"), BEAST),
     Kind("duckling", ("animal", "young", "small"), POOLS, BEAST),
     Kind("kitten", ("animal", "young", "small", "climber"), (*YARDS, *HOUSES[:3]), BEAST),
     Kind("puppy", ("animal", "young"), (*YARDS, *HOUSES[:3]), BEAST),
-    Kind("lamb", ("animal", "young"), ("a green hillside", *YARDS), BEAST),
-    Kind("goat", ("animal",), ("a steep green hill", *YARDS), BEAST),
+    Kind("lamb", ("animal", "young"), ("a green valley", *YARDS), BEAST),
+    Kind("goat", ("animal",), ("a shed on a green hill", *YARDS), BEAST),
     Kind("pig", ("animal", "young"), YARDS, BEAST),
     Kind("donkey", ("animal", "big"), YARDS, LARGE),
     Kind("horse", ("animal", "big", "fast"), YARDS, LARGE),
     Kind("deer", ("animal", "fast"), ("the deep forest", "a quiet glade"), BEAST),
     Kind("bear", ("animal", "big", "fearsome"), CAVES, LARGE),
     Kind("wolf", ("animal", "hunter", "fearsome"), CAVES, LARGE),
-    Kind("lion", ("animal", "big", "fearsome", "hunter"), ("a golden plain", *CAVES), LARGE),
-    Kind("elephant", ("animal", "big"), ("a green jungle", "a wide plain"), LARGE),
+    Kind("lion", ("animal", "big", "fearsome", "hunter"), ("a den on the golden plain", *CAVES), LARGE),
+    Kind("elephant", ("animal", "big"), ("a green jungle", "a wide green valley"), LARGE),
     Kind("monkey", ("animal", "young", "climber"), ("a tall fig tree", "a green jungle"), BEAST),
     Kind("sparrow", ("animal", "bird", "small", "young"), NESTS, BEAST),
     Kind("robin", ("animal", "bird", "small", "young"), NESTS, BEAST),
@@ -90,8 +90,8 @@ KINDS = (
     Kind("king", ("ruler",), CASTLES, ROYAL, "he"),
     Kind("queen", ("ruler",), CASTLES, ROYAL, "she"),
     Kind("king", ("ruler",), CASTLES, ROYAL, "he"),
-    Kind("prince", ("ruler", "royal child"), CASTLES, ROYAL[2:], "he"),
-    Kind("princess", ("ruler", "royal child"), CASTLES, ROYAL[2:], "she"),
+    Kind("prince", ("ruler", "royal_child"), CASTLES, ROYAL[2:], "he"),
+    Kind("princess", ("ruler", "royal_child"), CASTLES, ROYAL[2:], "she"),
     Kind("fairy", ("magic",), ("a bluebell wood",), ("tiny", "shining", "kind"), "she"),
     Kind("dwarf", ("magic",), CAVES, ("little", "old", "bearded"), "he"),
     Kind("giant", ("magic", "fearsome"), CAVES, LARGE, "he"),

@@ -1,0 +1,233 @@
+"""A real server for tests: real HTTP, real service, real scheduler and pool; only the model is a fake.
+
+The fake executor (``tokenmill/testing``) draws tokens from hashes and checks every plan; here it also takes a
+little real time per step, so that there is something to interrupt. Nothing but the loopback interface is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from tokenmill.core.clock import MonotonicClock
+from tokenmill.core.engine_config import SchedulerConfig
+from tokenmill.core.step import StepPlan, StepResult
+from tokenmill.engine.async_service import EngineService
+from tokenmill.engine.engine import Engine
+from tokenmill.engine.kvcache import KVCache
+from tokenmill.engine.resolve import ModelLimits
+from tokenmill.engine.scheduler import Scheduler
+from tokenmill.engine.text import TextCodec
+from tokenmill.server.app import create_app
+from tokenmill.server.guard import Guard
+from tokenmill.server.serve import Server, address_of, bind
+from tokenmill.server.settings import ServerSettings
+from tokenmill.testing.executor import FakeExecutor
+
+CODEC_FOLDER = Path(__file__).resolve().parents[2] / "tokenmill" / "builtin" / "story"
+MAX_CONTEXT = 512
+MODEL = "test/model"
+
+
+class TimedExecutor(FakeExecutor):
+    """Takes ``step_s`` real seconds a step; ``broken`` makes the next step raise, as a dying device would."""
+
+    step_s = 0.0
+    broken = False
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        if self.broken:
+            raise RuntimeError("the device is gone (secret detail)")
+        time.sleep(self.step_s)
+        return super()._run(plan)
+
+
+@dataclass
+class Running:
+    """A server that answers on ``url``."""
+
+    url: str
+    service: EngineService
+    executor: TimedExecutor
+    server: Server
+    app: Guard
+    thread: threading.Thread
+    exit_code: int | None = None
+    model: str = MODEL
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        """POST ``body`` as JSON; bytes go as they are, marked as JSON."""
+        if isinstance(body, bytes):
+            more = {"content": body, "headers": {"content-type": "application/json"}, **more}
+        else:
+            more = {"json": body, **more}
+        return httpx.post(self.url + path, timeout=30, **more)
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30, **more)
+
+    def chat(self, **more: Any) -> dict[str, Any]:
+        """A small chat request's body."""
+        return {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, **more}
+
+    def completion(self, **more: Any) -> dict[str, Any]:
+        """A small completion request's body."""
+        return {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4, **more}
+
+    def client(self, **more: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30, **more)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
+
+    def wait_idle(self, within_s: float = 2.0) -> float:
+        """Wait until every block is back, and check the invariants; how long it took."""
+        started_s = time.monotonic()
+        wait_until(lambda: self.stats()["running"] == 0 and self.stats()["waiting"] == 0, within_s)
+        took_s = time.monotonic() - started_s
+        stats = self.stats()
+        assert stats["blocks_free"] + stats["blocks_cached"] == stats["blocks_total"], stats
+        return took_s
+
+    def stats(self) -> dict[str, Any]:
+        return self.service.stats()
+
+    def metric(self, name: str) -> float:
+        """The sum over the samples of one metric."""
+        lines = self.get("/metrics").text.splitlines()
+        values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
+        assert values, f"no metric {name}"
+        return sum(map(float, values))
+
+    def stop(self) -> None:
+        self.server.handle_exit(signal.SIGTERM, None)
+
+
+def wait_until(done: Callable[[], bool], within_s: float) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def make_service(
+    *, step_s: float = 0.0, num_blocks: int = 512, max_seqs: int = 64, **options: Any
+) -> tuple[EngineService, TimedExecutor]:
+    codec = TextCodec.load(CODEC_FOLDER)
+    executor = TimedExecutor(num_blocks, 16, vocab_size=codec.vocab_size, verify=False, **options)
+    executor.step_s = step_s
+    executor.start()
+    scheduler = Scheduler(KVCache(num_blocks, 16), SchedulerConfig(max_seqs=max_seqs))
+    limits = ModelLimits(MAX_CONTEXT, codec.vocab_size, codec.eos_token_ids)
+    return EngineService(Engine(scheduler, executor, MonotonicClock()), codec, limits, model_name=MODEL), executor
+
+
+@contextmanager
+def running_server(settings: ServerSettings | None = None, **options: Any) -> Iterator[Running]:
+    """Serve in a thread of this process; ``options`` as ``make_service``."""
+    settings = settings or ServerSettings(port=0)
+    service, executor = make_service(**options)
+    sock = bind(settings)
+    ready = threading.Event()
+    app = create_app(service, settings)
+    server = Server(app, sock, lambda address: ready.set())
+
+    async def main() -> None:
+        await service.start()
+        running.exit_code = await server.run_until_stopped()
+        await service.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="test-server")
+    running = Running(address_of(sock), service, executor, server, app, thread)
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield running
+    finally:
+        running.stop()
+        thread.join(15)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+class RawStream:
+    """A streaming request over a bare socket, for clients that do not behave."""
+
+    def __init__(self, port: int, path: str, body: dict[str, Any], *, receive_bytes: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_bytes is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self.socket.settimeout(20)
+        self.socket.connect(("127.0.0.1", port))
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        self.socket.sendall(head.encode() + data)
+
+    def read_some(self, num_bytes: int = 1) -> bytes:
+        return self.socket.recv(num_bytes)
+
+    def read_all(self) -> bytes:
+        """Until the other side closes; an abrupt end counts as one."""
+        parts = []
+        while True:
+            try:
+                part = self.socket.recv(65536)
+            except ConnectionResetError:
+                break
+            if not part:
+                break
+            parts.append(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def raw_request(port: int, data: bytes, *, timeout_s: float = 10) -> bytes:
+    """Send bytes, read until the server closes."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=timeout_s)) as sock:
+        sock.sendall(data)
+        parts = []
+        while part := sock.recv(65536):
+            parts.append(part)
+        return b"".join(parts)
+
+
+def events(text: str) -> list[Any]:
+    """The data of each server-sent event; comments are left out, ``[DONE]`` stays a string."""
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks), blocks
+    return [data if data == "[DONE]" else json.loads(data) for data in (b.removeprefix("data: ") for b in blocks)]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error, after checking that its body is exactly OpenAI's."""
+    assert response.headers["content-type"] == "application/json", response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert error["param"] is None or isinstance(error["param"], str)
+    assert error["code"] is None or isinstance(error["code"], str)
+    assert "Traceback" not in response.text
+    assert response.headers["x-request-id"].startswith("req_")
+    return error

@@ -1,0 +1,27 @@
+"""``GatedMLP``: down(silu(gate(x)) * up(x)), gate and up in one product (arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenmill.core.model_config import ModelConfig
+from tokenmill.kernels import ops
+from tokenmill.models.layers.destination import Destinations
+from tokenmill.models.layers.linear import Linear
+from tokenmill.models.quantization.base import Unquantized
+
+
+class GatedMLP:
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        pieces = {"gate_proj": inner, "up_proj": inner}
+        self.gate_up = Linear(Unquantized(), hidden, pieces, bias=bias, dtype=dtype, device=device)
+        self.down = Linear(Unquantized(), inner, {"down_proj": hidden}, bias=bias, dtype=dtype, device=device)
+
+    def destinations(self, prefix: str) -> Destinations:
+        return {**self.gate_up.destinations(prefix), **self.down.destinations(prefix)}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[T, hidden_size]`` to the same."""
+        return self.down(ops.silu_mul(self.gate_up(x)))

@@ -1,0 +1,74 @@
+"""The worker's sequence table: what plans have told it so far, and the tokens it drew itself.
+
+Plans tell deltas (``core/step.py``), so the table after a plan depends on all plans before it; it is changed
+here and nowhere else. A sequence that failed stays until it is dropped: plans made before its failure was known
+still name it, and its rows are passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenmill.core.step import NewSequence, StepPlan
+from tokenmill.runtime.sampling import SampledSequence
+
+
+@dataclass(slots=True)
+class TableEntry:
+    """A sequence as the worker knows it."""
+
+    token_ids: list[int]
+    """Known tokens: told by the plan that brought the sequence, then drawn here."""
+    block_ids: list[int]
+    sampling: SampledSequence
+    """How its tokens are chosen; shares ``token_ids``."""
+    failed: bool = False
+
+    @classmethod
+    def from_new(cls, new: NewSequence, vocab_size: int) -> TableEntry:
+        token_ids = list(new.token_ids)
+        sampling = SampledSequence(token_ids, new.prompt_len, new.params, new.seed, new.stop_token_ids, vocab_size)
+        return cls(token_ids, list(new.block_ids), sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a plan with its sequence: compute ``token_ids[start:end]``."""
+
+    seq_id: int
+    entry: TableEntry
+    start: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        """It reaches the last token known, so the next one can be drawn."""
+        return self.end == len(self.entry.token_ids)
+
+
+class SequenceTable:
+    """Sequences by ``seq_id``."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self.entries: dict[int, TableEntry] = {}
+
+    def update(self, plan: StepPlan) -> None:
+        """Forget, take in, and change block tables, as the plan says."""
+        for seq_id in plan.dropped:
+            del self.entries[seq_id]
+        for new in plan.new:
+            assert new.seq_id not in self.entries, f"sequence {new.seq_id} is new but known"
+            self.entries[new.seq_id] = TableEntry.from_new(new, self._vocab_size)
+        for seq_id, (index, block_ids) in plan.block_updates.items():
+            self.entries[seq_id].block_ids[index:] = block_ids
+
+    def rows(self, plan: StepPlan) -> list[Row]:
+        """The plan's rows without those of failed sequences."""
+        rows = []
+        for seq_id, start, count in zip(plan.seq_ids, plan.starts, plan.counts, strict=True):
+            entry = self.entries[seq_id]
+            if not entry.failed:
+                assert start + count <= len(entry.token_ids), f"sequence {seq_id}: token {start + count} is not known"
+                rows.append(Row(seq_id, entry, start, start + count))
+        return rows
