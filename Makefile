@@ -56,7 +56,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml Makefile
-	$(call environment,.venv,)
+	$(call environment,.venv,[hub])
 
 .venv-test/installed: pyproject.toml Makefile
 	$(call environment,.venv-test,[dev])

@@ -7,6 +7,7 @@ After loading, what weights and KV really take is compared with what the ledger 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class Launched:
 
 
 def inspect(config: EngineConfig, progress: Progress | None = None) -> Checkpoint:
-    """Find the checkpoint and plan its memory; reads no weights and needs no torch.
+    """Find the checkpoint and plan its memory; reads no weights.
 
     Raises:
         SetupError: no such model, a damaged checkpoint, an impossible option; ``DoesNotFit`` names what would fit.
@@ -123,7 +124,6 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
 
 def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Executor, Measured]:
     """Read the weights, allocate the KV pool, start the executor."""
-    progress.stage("importing torch")
     import torch
 
     from tokenmill.kernels.kv import KVTensors
@@ -158,6 +158,7 @@ def journal_header(config: EngineConfig, ledger: Ledger) -> dict[str, Any]:
 
 
 def _read(config: EngineConfig, path: Path, progress: Progress) -> Checkpoint:
+    progress.stage("importing torch")
     from tokenmill.models.load import read_config
 
     model = read_config(path)
@@ -174,9 +175,11 @@ def _name_of(model: str, path: Path) -> str:
 
 
 def _weight_bytes(model: Decoder) -> int:
-    """Bytes of the weights as they lie in memory; what is shared counts once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in model.parameters()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    """Bytes of what the checkpoint put into the model, by the shapes that its layers have."""
+    from tokenmill.models.registry import TENSOR_NAMES
+
+    destinations = model.destinations(TENSOR_NAMES[model.config.architecture])
+    return sum(math.prod(destination.shape) for destination in destinations.values()) * model.dtype.itemsize
 
 
 # ---- what this machine has -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import RequestError
@@ -34,12 +34,14 @@ from tokenmill.engine.service import Submission, Usage
 from tokenmill.engine.text import TextCodec
 from tokenmill.launch import Launched, Progress, build
 
-Prompt = str | Sequence[int]
-"""A text, or token ids."""
 Message = Mapping[str, Any]
-"""One turn of a chat: ``{"role": "user", "content": "…"}``."""
+"""One turn of a conversation: ``{"role": "user", "content": "…"}``."""
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, token ids, or a conversation to answer."""
 
 IDLE_SLEEP_S = 0.001
+QUEUE_PER_SEQUENCE = 4
+"""Prompts of a batch that are with the scheduler at once, per place in a step: enough to choose from."""
 _T = TypeVar("_T")
 
 
@@ -105,6 +107,7 @@ class LLM:
         self._engine = launched.engine
         self._runs: dict[str, _Run] = {}
         self._ids = itertools.count()
+        self._room = QUEUE_PER_SEQUENCE * launched.config.scheduler.max_seqs
 
     # ---- answers -----------------------------------------------------------------------------------
 
@@ -125,6 +128,8 @@ class LLM:
             RequestError: of the first prompt that cannot be done; the others are given up.
         """
         several = _as_list(prompts)
+        if isinstance(params, Sequence) and len(params) != len(several):
+            raise ValueError(f"{len(several)} prompts, but {len(params)} sampling parameters")
         found: dict[int, Completion] = {}
         with closing(self.iter_completions(several, params)) as completions:
             for position, completion in _with_bar(completions, len(several)) if progress else completions:
@@ -140,9 +145,8 @@ class LLM:
         *,
         progress: bool = False,
     ) -> list[Completion]:
-        """Answer one conversation, or several; raises what ``generate`` raises."""
-        conversations = _as_conversations(messages)
-        return self.generate([self.encode_chat(turns) for turns in conversations], params, progress=progress)
+        """Answer one conversation, or several, by the model's chat template; raises what ``generate`` raises."""
+        return self.generate(messages, params, progress=progress)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Output]:
         """Increments as they come. Close the iterator to give the rest up.
@@ -162,21 +166,24 @@ class LLM:
             self._abort(run)
 
     def iter_completions(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Iterable[Prompt], params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> Generator[tuple[int, Completion | RequestError]]:
-        """(position of the prompt, its answer or why it has none), in the order in which they are done."""
-        shared = params or SamplingParams()
-        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts, but {len(each)} sampling parameters")
+        """(position of the prompt, its answer or why it has none), in the order in which they are done.
+
+        Prompts are taken as there is room for them, so a file of a million may be passed as an iterator.
+        """
+        each = itertools.repeat(params or SamplingParams()) if isinstance(params, SamplingParams | None) else params
+        waiting = enumerate(zip(prompts, each, strict=not isinstance(each, itertools.repeat)))
         under_way: dict[int, _Run] = {}
         try:
-            for position, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-                try:
-                    under_way[position] = self._submit(prompt, one)
-                except RequestError as error:
-                    yield position, error
-            while under_way:
+            while True:
+                for position, (prompt, one) in itertools.islice(waiting, self._room - len(under_way)):
+                    try:
+                        under_way[position] = self._submit(prompt, one)
+                    except RequestError as error:
+                        yield position, error
+                if not under_way:
+                    return
                 self._step()
                 for position in [position for position, run in under_way.items() if run.over]:
                     run = under_way.pop(position)
@@ -184,10 +191,6 @@ class LLM:
         finally:
             for run in under_way.values():
                 self._abort(run)
-
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation by the model's chat template, ready for the answer."""
-        return self.codec.encode_chat(messages)
 
     # ---- life --------------------------------------------------------------------------------------
 
@@ -206,9 +209,8 @@ class LLM:
     # ---- the engine's side -------------------------------------------------------------------------
 
     def _submit(self, prompt: Prompt, params: SamplingParams) -> _Run:
-        token_ids = self.codec.encode(prompt) if isinstance(prompt, str) else prompt
         request = resolve(
-            Submission(tuple(token_ids), params),
+            Submission(self._encode(prompt), params),
             self.launched.limits,
             self.codec,
             request_id=f"llm-{next(self._ids)}",
@@ -218,6 +220,12 @@ class LLM:
         self._engine.add(request)
         run = self._runs[request.id] = _Run(request, params, self.codec)
         return run
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(self.codec.encode(prompt))
+        turns = [item for item in prompt if isinstance(item, Mapping)]
+        return tuple(self.codec.encode_chat(turns)) if turns else tuple(i for i in prompt if isinstance(i, int))
 
     def _abort(self, run: _Run) -> None:
         if not run.over:
@@ -326,26 +334,12 @@ class _Run:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A text and a list of token ids are one prompt; anything else holds several."""
+    """A text, a list of token ids and a list of messages are one prompt each; any other list holds several."""
     if isinstance(prompts, str):
         return [prompts]
-    several, token_ids = [], []
-    for item in prompts:
-        if isinstance(item, int):
-            token_ids.append(item)
-        else:
-            several.append(item)
-    return [token_ids] if token_ids else several
-
-
-def _as_conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
-    several, turns = [], []
-    for item in messages:
-        if isinstance(item, Mapping):
-            turns.append(item)
-        else:
-            several.append(item)
-    return [turns] if turns else several
+    several = [item for item in prompts if not isinstance(item, int | Mapping)]
+    single = [item for item in prompts if isinstance(item, int | Mapping)]
+    return [cast(Prompt, single)] if single else several
 
 
 def _with_bar(items: Iterable[_T], total: int) -> Iterator[_T]:

@@ -65,8 +65,7 @@ class Running:
     app: Guard
     thread: threading.Thread
     exit_code: int | None = None
-    model: str = MODEL
-    headers: dict[str, str] = field(default_factory=dict)
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
 
     @property
     def port(self) -> int:
@@ -78,10 +77,10 @@ class Running:
             more = {"content": body, "headers": {"content-type": "application/json"}, **more}
         else:
             more = {"json": body, **more}
-        return httpx.post(self.url + path, timeout=30, **more)
+        return self.http.post(self.url + path, **more)
 
     def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, **more)
+        return self.http.get(self.url + path, **more)
 
     def chat(self, **more: Any) -> dict[str, Any]:
         """A small chat request's body."""
@@ -161,6 +160,7 @@ def running_server(settings: ServerSettings | None = None, **options: Any) -> It
         assert ready.wait(10)
         yield running
     finally:
+        running.http.close()
         running.stop()
         thread.join(15)
         assert not thread.is_alive(), "the server did not stop"

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import click
 
 from tokenmill.core.engine_config import CacheConfig, EngineConfig, ModelSource, SchedulerConfig
+from tokenmill.core.params import SamplingParams
 
 Command = Callable[..., Any]
 
@@ -41,19 +42,45 @@ ENGINE_HELP: Mapping[str, str] = {
     "journal": "Write every plan and result to this file (tokenmill replay reads it).",
 }
 
+SAMPLING_HELP: Mapping[str, str] = {
+    "n": "Choices to return.",
+    "best_of": "Choices to draw, of which the likeliest are returned.",
+    "max_tokens": "Most tokens to generate; if not given, until the context is full.",
+    "min_tokens": "No end before this many tokens.",
+    "temperature": "0 is greedy.",
+    "top_k": "Keep the k likeliest tokens; 0 keeps all.",
+    "top_p": "Keep the smallest set of likeliest tokens with this probability.",
+    "min_p": "Keep tokens at least this many times as likely as the likeliest.",
+    "typical_p": "Keep tokens of typical surprise, up to this probability.",
+    "repetition_penalty": "Above 1 makes tokens of prompt and answer less likely.",
+    "presence_penalty": "Subtracted from the logit of each token already generated.",
+    "frequency_penalty": "Subtracted as often as the token occurred.",
+    "stop": "End before this text; may be repeated.",
+    "ignore_eos": "Go on after the model's end.",
+    "seed": "Draw the same again with the same seed.",
+    "logprobs": "Report log-probabilities, and this many likeliest tokens.",
+}
+
 PIECES = (ModelSource, CacheConfig, SchedulerConfig, EngineConfig)
-POSITIONAL = ("model",)
-NESTED = ("source", "cache", "scheduler")
 
 
 def engine_options(command: Command) -> Command:
     """Give ``command`` an argument MODEL and the engine's options; it is called with ``engine: EngineConfig``."""
-    names = [f.name for piece in PIECES for f in fields(piece) if f.name not in (*POSITIONAL, *NESTED)]
+    return click.argument("model", default=ModelSource().model, required=False)(_with_engine(command))
+
+
+def engine_options_only(command: Command) -> Command:
+    """The same with an option ``--model``, for commands whose argument is something else."""
+    help_text = f"A folder, org/name on the hub, or a built-in model.  [default: {ModelSource().model}]"
+    return click.option("--model", default=ModelSource().model, help=help_text)(_with_engine(command))
+
+
+def _with_engine(command: Command) -> Command:
+    names = [f.name for piece in PIECES for f in fields(piece) if f.name in ENGINE_HELP]
 
     @wraps(command)
     def with_engine(*args: Any, model: str, **values: Any) -> Any:
-        given = {name: values.pop(name) for name in names}
-        options = {name: value for name, value in given.items() if value not in (None, ())}
+        options = given({name: values.pop(name) for name in names})
         if "tenant_weights" in options:
             options["tenant_weights"] = dict(options["tenant_weights"])
         return command(*args, engine=EngineConfig.from_options(model=model, **options), **values)
@@ -61,7 +88,23 @@ def engine_options(command: Command) -> Command:
     decorated: Command = with_engine
     for piece in reversed(PIECES):
         decorated = record_options(piece, ENGINE_HELP)(decorated)
-    return click.argument("model", default=ModelSource().model, required=False)(decorated)
+    return decorated
+
+
+def sampling_options(command: Command) -> Command:
+    """Give ``command`` the sampling options; it is called with ``sampling``: those that were given, by name."""
+
+    @wraps(command)
+    def with_sampling(*args: Any, **values: Any) -> Any:
+        sampling = given({name: values.pop(name) for name in SAMPLING_HELP})
+        return command(*args, sampling=sampling, **values)
+
+    return record_options(SamplingParams, SAMPLING_HELP)(with_sampling)
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line: for the others the record's defaults hold."""
+    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def record_options(record: type, help_texts: Mapping[str, str]) -> Callable[[Command], Command]:

@@ -289,6 +289,8 @@ def _rope(config: Mapping[str, Any], max_context: int) -> RopeSpec:
         scaling = {}
     if not isinstance(scaling, Mapping):
         raise CheckpointError(f"config.json: {section} must be an object, not {type(scaling).__name__}")
+    if any(isinstance(value, Mapping) for value in scaling.values()):
+        raise NotSupported(f"{section} by layer type is not supported; supported: one for all layers")
     defaults = {"rope_theta": config.get("rope_theta", 10000.0), "original_max_position_embeddings": max_context}
     read = _Reader(scaling, defaults, prefix=f"{section}.")
     theta = read.number("rope_theta", 1.0, 1e12)

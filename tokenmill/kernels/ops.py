@@ -48,9 +48,7 @@ def _pick(op: str, implementation: str) -> Callable[..., Any]:
     if implementation == "auto":
         return _TABLE[implementations(op)[0]][op]
     if op not in _TABLE.get(implementation, {}):
-        raise NotSupported(
-            f"no {implementation!r} implementation of {op}; there is: {', '.join(implementations(op))}"
-        )
+        raise NotSupported(f"no {implementation!r} implementation of {op}; there is: {', '.join(implementations(op))}")
     return _TABLE[implementation][op]
 
 

@@ -37,6 +37,8 @@ class TensorNames:
     mlp_norm: str
     final_norm: str
     lm_head: str
+    ignored_suffixes: tuple[str, ...] = ()
+    """Tensors ending so may be there and are not read."""
 
 
 class Layer:
@@ -55,6 +57,10 @@ class Layer:
             **self.mlp_norm.destinations(prefix + names.mlp_norm),
             **self.mlp.destinations(prefix + names.mlp),
         }
+
+    def parameters(self) -> list[Tensor]:
+        norms = [*self.attention_norm.parameters(), *self.mlp_norm.parameters()]
+        return [*norms, *self.attention.parameters(), *self.mlp.parameters()]
 
     def __call__(self, x: Tensor, angles: Angles, batch: AttentionBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), angles, batch, k_cache, v_cache)
@@ -94,6 +100,13 @@ class Decoder:
         if not self.config.tie_embeddings:
             found |= self.lm_head.destinations(names.lm_head)
         return found
+
+    def parameters(self) -> list[Tensor]:
+        """Every weight tensor once (a tied output matrix is the embedding); not the rotary table."""
+        found = [*self.embedding.parameters(), *self.norm.parameters()]
+        for layer in self.layers:
+            found += layer.parameters()
+        return found if self.lm_head is self.embedding else found + self.lm_head.parameters()
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVTensors) -> Tensor:

@@ -101,8 +101,11 @@ def _fetch(info: ModelInfo, name: str, progress: Progress) -> Path:
     done, total = 0, sum(sizes.values())
     progress(0, total)
     for filename, size in sorted(sizes.items(), key=lambda item: item[1]):
-        bar = _silent_bar(lambda fetched, before=done: progress(min(before + fetched, total), total))
-        path = Path(hf_hub_download(name, filename, revision=info.sha, tqdm_class=bar))
+
+        def report(fetched: int, before: int = done) -> None:
+            progress(min(before + fetched, total), total)
+
+        path = Path(hf_hub_download(name, filename, revision=info.sha, tqdm_class=_silent_bar(report)))
         done += size
         progress(done, total)
     return path.parents[filename.count("/")]
@@ -146,9 +149,9 @@ def _refused(name: str, error: Exception) -> str:
 
 def _silent_bar(report: Callable[[int], None]) -> Any:
     """A progress bar class for the hub's library that draws nothing and reports the bytes of one file so far."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):
         fetched = 0
 
         def display(self, *args: Any, **kwargs: Any) -> None:

@@ -7,33 +7,18 @@ straight into the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from tokenmill.core.errors import CheckpointError, ConfigError, NotSupported
-from tokenmill.core.model_config import ModelConfig, token_ids
+from tokenmill.core.errors import ConfigError, NotSupported
+from tokenmill.models.config_file import read_config
 from tokenmill.models.decoder import Decoder
-from tokenmill.models.layers.destination import Destinations
 from tokenmill.models.registry import TENSOR_NAMES
 from tokenmill.models.weights.checkpoint import Checkpoint
-from tokenmill.models.weights.json_file import read_json
 
-MAX_CONFIG_BYTES = 2**20
-
-
-def read_config(path: Path) -> ModelConfig:
-    """Read ``config.json`` of a checkpoint folder, and the ends that ``generation_config.json`` adds.
-
-    Raises ``CheckpointError`` or ``NotSupported`` (see ``ModelConfig.from_hf``).
-    """
-    config = ModelConfig.from_hf(read_json(path / "config.json", MAX_CONFIG_BYTES))
-    if not (path / "generation_config.json").exists():
-        return config
-    generation = token_ids(read_json(path / "generation_config.json", MAX_CONFIG_BYTES), "eos_token_id")
-    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *generation))))
+__all__ = ["load_model", "read_config"]
 
 
 def load_model(
@@ -58,9 +43,10 @@ def load_model(
     if max_context is not None and not 1 <= max_context <= config.max_context:
         raise ConfigError(f"max_context must be between 1 and the model's {config.max_context}, not {max_context}")
     names = TENSOR_NAMES[config.architecture]
-    with Checkpoint(path) as checkpoint:
-        outline = Decoder(config, device="meta", max_context=1).destinations(names)
-        _check_matches(checkpoint, outline, names.ignored_suffixes, tied=names.lm_head if config.tie_embeddings else None)
-        decoder = Decoder(config, dtype=dtype, device=device, max_context=max_context)
-        checkpoint.read_into(decoder.destinations(names), progress)
+    checkpoint = Checkpoint(path)
+    outline = Decoder(config, device="meta", max_context=1).destinations(names)
+    ignored = (*names.ignored_suffixes, *([f"{names.lm_head}.weight"] if config.tie_embeddings else []))
+    checkpoint.check_matches(outline, ignored)
+    decoder = Decoder(config, dtype=dtype, device=device, max_context=max_context)
+    checkpoint.read_into(decoder.destinations(names), dtype, progress)
     return decoder

@@ -15,6 +15,7 @@ Decimal units: 1 GB is 1e9 bytes. Formulas of time and FLOPs live in ``perf/cost
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -27,6 +28,13 @@ Group = Literal["weights", "kv", "workspace", "process"]
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT_BYTES, INDEX_BYTES = 4, 8
+
+KEY_TILE, QUERY_ROWS, MAX_PAIRS = 64, 16, 512
+"""How the reference attention cuts its work (``kernels/reference/attention.py``; a test compares)."""
+PROMPT_LOGITS_ROWS = 64
+"""Prompt positions whose logits the worker holds at once."""
+LOGIT_BYTES = 36
+"""Per logit, while it is sampled: itself, scaled, its probability, sums in float64, order, sorted copies."""
 
 DEFAULT_KV_BYTES = 4_000_000_000
 """The KV pool takes no more than this unless it is told to, or one full context needs it."""
@@ -182,6 +190,10 @@ class _Demand:
         return kv_bytes(self.config, self.cache.block_size, self.element_bytes)
 
     @property
+    def blocks_are_given(self) -> bool:
+        return self.cache.num_blocks is not None or self.cache.kv_memory_bytes is not None
+
+    @property
     def needed_context(self) -> int:
         """The context that must fit."""
         return self.source.max_context or min(self.config.max_context, MIN_CONTEXT)
@@ -190,24 +202,36 @@ class _Demand:
         return -(-num_tokens // self.cache.block_size)
 
     def ledger(self) -> Ledger:
-        fixed = (*self._weights(), *self._workspace(), *self._process())
-        num_blocks, why = self._num_blocks(self.available_bytes - sum(item.num_bytes for item in fixed))
+        """With the context that was asked for, or the longest one that the pool holds."""
+        if self.source.max_context is not None:
+            return self.ledger_for(self.source.max_context)
+        return self.ledger_for(max(self.longest_context(), self.needed_context))
+
+    def longest_context(self) -> int:
+        """The longest context that the pool holds, up to the model's; 0 if none."""
+        return bisect_left(range(1, self.config.max_context + 1), True, key=self._is_too_long)
+
+    def ledger_for(self, context: int) -> Ledger:
+        model = (*_weights(self.config, self.dtype), _rotary(self.config, context))
+        rest = (*_workspace(self.config, self.dtype, self.scheduler, context), *self._process())
+        taken = sum(item.num_bytes for item in (*model, *rest))
+        num_blocks, why = self._num_blocks(context, self.available_bytes - taken)
         kv = Item("kv", "KV blocks", num_blocks * self.block_bytes, why)
         return Ledger(
-            items=(*(i for i in fixed if i.group == "weights"), kv, *(i for i in fixed if i.group != "weights")),
+            items=(*model, kv, *rest),
             available_bytes=self.available_bytes,
             dtype=self.dtype,
             block_size=self.cache.block_size,
             num_blocks=num_blocks,
-            max_context=min(self.source.max_context or self.config.max_context, num_blocks * self.cache.block_size),
+            max_context=context,
         )
 
     def shortage(self, ledger: Ledger) -> str | None:
         """Why ``ledger`` will not do; None if it will."""
-        needed = self.blocks_for(self.needed_context)
+        needed = self.blocks_for(ledger.max_context)
         if ledger.num_blocks < needed and self.blocks_are_given:
             return (
-                f"a context of {self.needed_context} tokens needs {needed} KV blocks of {self.cache.block_size} "
+                f"a context of {ledger.max_context} tokens needs {needed} KV blocks of {self.cache.block_size} "
                 f"tokens, the pool is set to {ledger.num_blocks}"
             )
         missing = max(0, needed - ledger.num_blocks) * self.block_bytes
@@ -227,15 +251,14 @@ class _Demand:
 
     def least_bytes(self) -> int:
         """Memory that would be enough for the context that must fit."""
-        spareless = replace(self, available_bytes=0).ledger()
+        spareless = replace(self, available_bytes=0).ledger_for(self.needed_context)
         kv = max(self.blocks_for(self.needed_context), spareless.num_blocks) * self.block_bytes
         return math.ceil((spareless.total_bytes - spareless.group_bytes("kv") + kv) / (1 - SPARE_SHARE))
 
-    @property
-    def blocks_are_given(self) -> bool:
-        return self.cache.num_blocks is not None or self.cache.kv_memory_bytes is not None
+    def _is_too_long(self, context: int) -> bool:
+        return self.ledger_for(context).num_blocks < self.blocks_for(context)
 
-    def _num_blocks(self, left_bytes: int) -> tuple[int, str]:
+    def _num_blocks(self, context: int, left_bytes: int) -> tuple[int, str]:
         """(blocks in the pool, formula); ``left_bytes``: what everything else leaves."""
         size = f"{self.cache.block_size} tokens × {self.config.kv_bytes_per_token(self.element_bytes)} B"
         if self.cache.num_blocks is not None:
@@ -243,45 +266,14 @@ class _Demand:
         if self.cache.kv_memory_bytes is not None:
             count = self.cache.kv_memory_bytes // self.block_bytes
             return count, f"{count} blocks (from kv_memory_bytes) × {size}"
-        context = self.source.max_context or self.config.max_context
-        one, usable = self.blocks_for(context), self.scheduler.max_seqs * self.blocks_for(context)
+        one = self.blocks_for(context)
         limits = {
-            f"{self.scheduler.max_seqs} full contexts": usable,
+            f"{self.scheduler.max_seqs} full contexts": self.scheduler.max_seqs * one,
             "the default limit": max(DEFAULT_KV_BYTES // self.block_bytes, one),
             "what is left": max(left_bytes, 0) // self.block_bytes,
         }
         why, count = min(limits.items(), key=lambda limit: limit[1])
         return count, f"{count} blocks ({why}) × {size}"
-
-    def _weights(self) -> Iterator[Item]:
-        for name, count in self.config.parameter_counts().items():
-            if name == "lm_head" and self.config.tie_embeddings:
-                yield Item("weights", name, 0, "tied: the embedding serves as the output matrix")
-            else:
-                yield Item("weights", name, count * self.element_bytes, f"{count:,} × {self.element_bytes} B")
-
-    def _workspace(self) -> Iterator[Item]:
-        """The tensors that are alive at the same time in the widest moments of the largest step."""
-        config, size = self.config, self.element_bytes
-        tokens = self.scheduler.max_step_tokens
-        rows = min(self.scheduler.max_seqs, tokens)
-        residual = 3 * hidden_bytes(config, tokens, size)
-        yield Item("workspace", "hidden states", residual, f"3 × {tokens} tokens × {config.hidden_size} × {size} B")
-        qkv = 2 * config.q_size + 2 * (config.q_size + 2 * config.kv_size)
-        mlp = 3 * config.intermediate_size
-        widest = max(qkv, mlp)
-        yield Item(
-            "workspace",
-            "attention or MLP projections",
-            tokens * widest * size,
-            f"{tokens} tokens × {widest} × {size} B (the wider of {qkv} and {mlp})",
-        )
-        yield Item(
-            "workspace",
-            "logits and sampling",
-            rows * config.vocab_size * (3 * FLOAT_BYTES + INDEX_BYTES),
-            f"{rows} rows × {config.vocab_size} × (3 × {FLOAT_BYTES} + {INDEX_BYTES}) B",
-        )
 
     def _process(self) -> Iterator[Item]:
         """Estimates: what is neither weights nor tensors of a step."""
@@ -295,6 +287,86 @@ class _Demand:
         yield Item("process", "interpreter and libraries (estimate)", PROCESS_BYTES, "threads, arenas, code")
         spare = int(self.available_bytes * SPARE_SHARE)
         yield Item("process", "left to the machine", spare, f"{SPARE_SHARE:.0%} of what is available")
+
+
+def _weights(config: ModelConfig, dtype: str) -> Iterator[Item]:
+    size = ELEMENT_BYTES[dtype]
+    for name, count in config.parameter_counts().items():
+        if name == "lm_head" and config.tie_embeddings:
+            yield Item("weights", name, 0, "tied: the embedding serves as the output matrix")
+        else:
+            yield Item("weights", name, count * size, f"{count:,} × {size} B")
+
+
+def _rotary(config: ModelConfig, context: int) -> Item:
+    num_bytes = context * config.head_dim * FLOAT_BYTES
+    return Item("workspace", "rotary table", num_bytes, f"{context} positions × {config.head_dim} × {FLOAT_BYTES} B")
+
+
+def _workspace(config: ModelConfig, dtype: str, scheduler: SchedulerConfig, context: int) -> Iterator[Item]:
+    """The tensors of the largest step that are alive together: all its tokens at the end of a full context."""
+    size, tokens = ELEMENT_BYTES[dtype], scheduler.max_step_tokens
+    rows = min(scheduler.max_seqs, tokens)
+    yield Item(
+        "workspace",
+        "hidden states",
+        3 * hidden_bytes(config, tokens, size),
+        f"3 × {tokens} tokens × {config.hidden_size} × {size} B",
+    )
+    yield _projections(config, size, tokens)
+    yield _attention_plan(config, rows, tokens, context)
+    yield _attention_tiles(config, context)
+    logit_rows = max(rows, min(PROMPT_LOGITS_ROWS, tokens))
+    yield Item(
+        "workspace",
+        "logits and sampling",
+        logit_rows * config.vocab_size * LOGIT_BYTES,
+        f"{logit_rows} rows × {config.vocab_size} × {LOGIT_BYTES} B",
+    )
+
+
+def _projections(config: ModelConfig, size: int, tokens: int) -> Item:
+    """The wider of the two moments: queries being rotated and scaled, or the gated activation; floats inside."""
+    qkv = (2 * config.q_size + 2 * config.kv_size) * size + 4 * config.q_size * FLOAT_BYTES
+    mlp = 2 * config.intermediate_size * size + 7 * config.intermediate_size * FLOAT_BYTES
+    widest = max(qkv, mlp)
+    moment = "attention" if widest == qkv else "MLP"
+    return Item("workspace", "projections", tokens * widest, f"{tokens} tokens × {widest} B ({moment})")
+
+
+def _attention_plan(config: ModelConfig, rows: int, tokens: int, context: int) -> Item:
+    """Index and mask of every pair of query tile and key tile, once per distinct sliding window."""
+    tile_tokens = max(1, QUERY_ROWS // config.num_groups)
+    tiles = rows + -(-(tokens - rows) // tile_tokens)
+    positions = sum(_seen(window, context, tile_tokens) for window in set(config.windows))
+    per_position = config.num_kv_heads * INDEX_BYTES + tile_tokens
+    return Item(
+        "workspace",
+        "attention plan",
+        tiles * positions * per_position,
+        f"{tiles} query tiles × {positions} positions × {per_position} B",
+    )
+
+
+def _attention_tiles(config: ModelConfig, context: int) -> Item:
+    """One group of pairs in one layer: gathered keys and values, queries, scores, their exponentials, outputs."""
+    tile_tokens = max(1, QUERY_ROWS // config.num_groups)
+    rows = tile_tokens * config.num_groups
+    positions = max(_seen(window, context, tile_tokens) for window in config.windows)
+    pairs = max(MAX_PAIRS, config.num_kv_heads * positions // KEY_TILE)
+    floats = 2 * rows * config.head_dim + 3 * KEY_TILE * config.head_dim + 4 * rows * KEY_TILE
+    return Item(
+        "workspace",
+        "attention tiles",
+        pairs * floats * FLOAT_BYTES,
+        f"{pairs} pairs × {floats} × {FLOAT_BYTES} B",
+    )
+
+
+def _seen(window: int | None, context: int, tile_tokens: int) -> int:
+    """Most positions that a query tile reads, in whole key tiles."""
+    reach = context if window is None else min(context, window + tile_tokens + KEY_TILE)
+    return -(-reach // KEY_TILE) * KEY_TILE
 
 
 # ---- the one change that fits ----------------------------------------------------------------------------
@@ -317,7 +389,7 @@ def _candidates(demand: _Demand) -> Iterator[tuple[str, _Demand]]:
         if num_blocks >= 1:
             changed = replace(demand, cache=replace(cache, num_blocks=num_blocks, kv_memory_bytes=None))
             yield f"--num-blocks {num_blocks}", changed
-    context = replace(demand, source=replace(source, max_context=None)).ledger().max_context
+    context = replace(demand, source=replace(source, max_context=None)).longest_context()
     if 1 <= context < demand.needed_context:
         yield f"--max-context {context}", replace(demand, source=replace(source, max_context=context))
     for tokens in (256, 128, 64, 32):

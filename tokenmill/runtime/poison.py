@@ -1,8 +1,8 @@
 """Poison, for tests: KV blocks are NaN until they are written.
 
-The pool starts as nothing but NaN, and a block given to a sequence for positions that are
-not computed yet is filled with NaN first: a read of a slot that was never written, or that still holds another
-sequence's tokens, turns the logits to NaN, and the row into an error.
+The pool starts as nothing but NaN, and a block that a plan gives to a sequence for positions not computed yet is
+filled with NaN before the step. A read of a slot that was never written, or that still holds what another
+sequence left, then turns the logits to NaN and the row into an error.
 """
 
 from __future__ import annotations

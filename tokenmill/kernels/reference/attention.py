@@ -101,7 +101,14 @@ def plan_attention(
         )
         groups.append(
             _index_group(
-                numbers, members[0].num_key_tiles, block_tables, block_size, window, num_heads, num_kv_heads, tile_tokens
+                numbers,
+                members[0].num_key_tiles,
+                block_tables,
+                block_size,
+                window,
+                num_heads,
+                num_kv_heads,
+                tile_tokens,
             )
         )
     return AttentionPlan(tuple(groups), num_heads, num_kv_heads, tile_tokens)
@@ -115,9 +122,7 @@ def _query_tiles(
         for offset in range(0, count, tile_tokens):
             position = start + offset
             first_key = 0 if window is None else max(0, position - window + 1)
-            yield _QueryTile(
-                row, token + offset, position, min(tile_tokens, count - offset), first_key // KEY_TILE
-            )
+            yield _QueryTile(row, token + offset, position, min(tile_tokens, count - offset), first_key // KEY_TILE)
         token += count
 
 

@@ -17,7 +17,5 @@ NAMES = TensorNames(
     mlp_norm="post_attention_layernorm",
     final_norm="model.norm",
     lm_head="lm_head",
+    ignored_suffixes=(".rotary_emb.inv_freq",),  # old checkpoints hold what is computed here
 )
-
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
-"""Tensors that old checkpoints hold and that are computed here."""

@@ -18,16 +18,12 @@ from tokenmill.models.quantization.base import Unquantized
 class Attention:
     """One layer's attention; ``window``: how many positions back a token sees (None: all)."""
 
-    def __init__(
-        self, config: ModelConfig, window: int | None, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: ModelConfig, window: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
         self.window = window
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.scale = config.head_dim**-0.5
         pieces = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
-        self.qkv = Linear(
-            Unquantized(), config.hidden_size, pieces, bias=config.qkv_bias, dtype=dtype, device=device
-        )
+        self.qkv = Linear(Unquantized(), config.hidden_size, pieces, bias=config.qkv_bias, dtype=dtype, device=device)
         self.out = Linear(
             Unquantized(),
             config.q_size,
@@ -45,10 +41,16 @@ class Attention:
             found |= self.q_norm.destinations(f"{prefix}q_norm") | self.k_norm.destinations(f"{prefix}k_norm")
         return found
 
+    def parameters(self) -> list[Tensor]:
+        found = [*self.qkv.parameters(), *self.out.parameters()]
+        if self.q_norm is not None and self.k_norm is not None:
+            found += [*self.q_norm.parameters(), *self.k_norm.parameters()]
+        return found
+
     def __call__(self, x: Tensor, angles: Angles, batch: AttentionBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """``x``: ``[T, hidden_size]``, to the same; writes the step's keys and values to the layer's caches."""
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)
-        q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k, v = torch.split(qkv, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = angles.rotate(q), angles.rotate(k)

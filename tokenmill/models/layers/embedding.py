@@ -16,6 +16,9 @@ class Embedding:
     def destinations(self, name: str) -> Destinations:
         return {f"{name}.weight": into(self.weight)}
 
+    def parameters(self) -> list[Tensor]:
+        return [self.weight]
+
     def __call__(self, token_ids: Tensor) -> Tensor:
         """``[T]`` to ``[T, size]``."""
         return ops.embedding(token_ids, self.weight)

@@ -36,6 +36,9 @@ class Linear:
             for suffix, destination in self.method.destinations(piece).items()
         }
 
+    def parameters(self) -> list[Tensor]:
+        return self.method.parameters()
+
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, in_size]`` to ``[T, sum of the pieces]``."""
         return self.method.apply(x)

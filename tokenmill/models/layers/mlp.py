@@ -22,6 +22,9 @@ class GatedMLP:
     def destinations(self, prefix: str) -> Destinations:
         return {**self.gate_up.destinations(prefix), **self.down.destinations(prefix)}
 
+    def parameters(self) -> list[Tensor]:
+        return [*self.gate_up.parameters(), *self.down.parameters()]
+
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, hidden_size]`` to the same."""
         return self.down(ops.silu_mul(self.gate_up(x)))

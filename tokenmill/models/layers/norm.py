@@ -17,6 +17,9 @@ class RMSNorm:
     def destinations(self, name: str) -> Destinations:
         return {f"{name}.weight": into(self.weight)}
 
+    def parameters(self) -> list[Tensor]:
+        return [self.weight]
+
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., size]`` to the same."""
         return ops.rms_norm(x, self.weight, self.eps)

@@ -30,6 +30,10 @@ class LinearMethod(Protocol):
         """The checkpoint tensors of a piece, by the end of their names: ``weight``, ``bias``, ``scales``, …"""
         ...
 
+    def parameters(self) -> list[Tensor]:
+        """Every tensor that is stored."""
+        ...
+
     def apply(self, x: Tensor) -> Tensor:
         """``[T, in_size]`` to ``[T, sum(piece_sizes)]``."""
         ...
@@ -47,14 +51,17 @@ class Unquantized:
         out_size = sum(piece_sizes)
         self.weight = torch.empty(out_size, in_size, dtype=dtype, device=device)
         self.bias = torch.empty(out_size, dtype=dtype, device=device) if bias else None
-        self._weights = self.weight.split(list(piece_sizes))
-        self._biases = self.bias.split(list(piece_sizes)) if self.bias is not None else None
+        self._weights = torch.split(self.weight, list(piece_sizes))
+        self._biases = torch.split(self.bias, list(piece_sizes)) if self.bias is not None else None
 
     def destinations(self, piece: int) -> Destinations:
         found = {"weight": into(self._weights[piece])}
         if self._biases is not None:
             found["bias"] = into(self._biases[piece])
         return found
+
+    def parameters(self) -> list[Tensor]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def apply(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)

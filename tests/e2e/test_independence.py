@@ -1,0 +1,352 @@
+"""The same answer, whatever the weather: a real (tiny) model through the whole engine, bit for bit.
+
+Each request is first run alone. Then it runs in company, cut into chunks, from cached prefixes, preempted,
+among requests that are aborted, one step ahead, with blocks of other sizes: tokens and log-probabilities
+must be equal to the last bit. The KV pool is poisoned: whatever is read before it is written is NaN.
+
+Cases CC-01, CC-02, CC-03, CC-04, CC-14, CC-16.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tokenmill.core.clock import VirtualClock
+from tokenmill.core.engine_config import SchedulerConfig
+from tokenmill.core.events import Failed, FinishedRecord
+from tokenmill.core.params import SamplingParams
+from tokenmill.core.request import Request
+from tokenmill.core.step import TokenLogprobs
+from tokenmill.engine.engine import Engine
+from tokenmill.engine.kvcache import KVCache
+from tokenmill.engine.scheduler import Scheduler
+from tokenmill.kernels.kv import KVTensors
+from tokenmill.models.decoder import Decoder
+from tokenmill.models.load import load_model
+from tokenmill.runtime.executor import LocalExecutor
+from tokenmill.runtime.worker import Worker
+
+VOCAB = 307
+CONTEXT = 160
+
+Answer = list[tuple[int, TokenLogprobs]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """Two layers, grouped queries; the second layer sees a window of 40 positions."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    config = transformers.Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        use_sliding_window=True,
+        sliding_window=40,
+        max_window_layers=1,
+    )
+    folder: Path = tmp_path_factory.mktemp("independence")
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    loaded = load_model(folder)
+    assert loaded.config.windows == (None, 40)
+    return loaded
+
+
+# ---- requests --------------------------------------------------------------------------------------------
+
+WISHES: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.0, "repetition_penalty": 1.3},
+    {"temperature": 0.8, "top_p": 0.9},
+    {"temperature": 1.2, "top_k": 20, "presence_penalty": 0.6},
+    {"temperature": 1.0, "typical_p": 0.8, "frequency_penalty": 0.5},
+    {"temperature": 0.9, "min_p": 0.05, "bad_words_ids": ((7,), (3, 4)), "logit_bias": {9: 2.0}},
+)
+
+
+def tokens(count: int, seed: int) -> tuple[int, ...]:
+    rng = random.Random(seed)
+    return tuple(rng.randrange(VOCAB) for _ in range(count))
+
+
+def request(number: int, prompt: tuple[int, ...], max_new_tokens: int = 6, **wishes: Any) -> Request:
+    params = SamplingParams(**{**WISHES[number % len(WISHES)], "logprobs": number % 3, **wishes})
+    return Request(f"r{number}", prompt, params, max_new_tokens, seed=1000 + number)
+
+
+def mixed_requests(count: int, longest: int, seed: int = 0) -> list[Request]:
+    rng = random.Random(seed)
+    lengths = [(rng.randint(1, longest), rng.randint(2, 8)) for _ in range(count)]
+    return [request(i, tokens(length, seed * 1000 + i), new) for i, (length, new) in enumerate(lengths)]
+
+
+# ---- the engine over a poisoned pool ---------------------------------------------------------------------
+
+
+@dataclass
+class House:
+    """Engine, scheduler, worker; collects what comes out. ``disturb`` is called before each step."""
+
+    model: Decoder
+    block_size: int = 16
+    num_blocks: int = 0
+    depth: int = 1
+    max_seqs: int = 64
+    chunk: int = 512
+    answers: dict[tuple[str, int], Answer] = field(default_factory=dict)
+    ended: dict[tuple[str, int], str] = field(default_factory=dict)
+    records: dict[str, FinishedRecord] = field(default_factory=dict)
+    failures: list[Failed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        num_blocks = self.num_blocks or 64 * -(-CONTEXT // self.block_size)
+        worker = Worker(self.model, KVTensors.allocate(self.model.config, num_blocks, self.block_size), poison=True)
+        executor = LocalExecutor(worker)
+        executor.start()
+        self.clock = VirtualClock()
+        self.cache = KVCache(num_blocks, self.block_size)
+        config = SchedulerConfig(max_seqs=self.max_seqs, max_step_tokens=self.chunk)
+        self.scheduler = Scheduler(self.cache, config)
+        self.engine = Engine(self.scheduler, executor, self.clock, depth=self.depth)
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        arrivals: Sequence[int] | None = None,
+        disturb: Callable[[int], None] = lambda step: None,
+    ) -> dict[tuple[str, int], Answer]:
+        """Run to the end; ``arrivals[i]``: the step before which request i comes (all at once if None)."""
+        coming = sorted(zip(arrivals or [0] * len(requests), range(len(requests)), strict=True))
+        step = 0
+        while coming or self.engine.has_work:
+            while coming and (coming[0][0] <= step or not self.engine.has_work):
+                self.engine.add(requests[coming.pop(0)[1]])
+            disturb(step)
+            self._step()
+            step += 1
+            assert step < 5000, "the engine makes no progress"
+        self.cache.pool.check([])
+        return self.answers
+
+    def _step(self) -> None:
+        self.clock.advance(0.001)
+        events = self.engine.step()
+        self.scheduler.check()
+        for request_id, index, token_ids, logprobs, reason in events.tokens:
+            answer = self.answers.setdefault((request_id, index), [])
+            answer += zip(token_ids, logprobs or (), strict=True)
+            if reason:
+                self.ended[request_id, index] = reason
+        self.failures += [d for d in events.decisions if isinstance(d, Failed)]
+        self.records |= {record.request_id: record for record in events.finished}
+
+
+class Alone:
+    """The reference: each request by itself, in one chunk, remembered."""
+
+    def __init__(self, model: Decoder) -> None:
+        self._model = model
+        self._known: dict[str, Answer] = {}
+
+    def __call__(self, req: Request, index: int = 0) -> Answer:
+        single = replace(req, params=replace(req.params, n=1, best_of=None), seed=req.sequence_seed(index))
+        key = repr((single.prompt_token_ids, single.params, single.seed, single.max_new_tokens))
+        if key not in self._known:
+            self._known[key] = House(self._model, num_blocks=16).run([single])[req.id, 0]
+            assert len(self._known[key]) == req.max_new_tokens
+        return self._known[key]
+
+    def check(self, house: House, requests: Sequence[Request]) -> None:
+        assert not house.failures
+        for req in requests:
+            for index in range(req.num_sequences):
+                assert house.answers[req.id, index] == self(req, index), (req.id, index)
+                assert house.ended[req.id, index] == "length"
+
+
+@pytest.fixture(scope="module")
+def alone(model: Decoder) -> Alone:
+    return Alone(model)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- the weather -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("max_seqs", "depth"), [(1, 2), (2, 1), (8, 2), (33, 1), (64, 1), (64, 2)])
+def test_cc01_company(model: Decoder, alone: Alone, max_seqs: int, depth: int) -> None:
+    """64 requests arriving at random, at concurrency 1 to 64, one and two steps in flight."""
+    requests = mixed_requests(64 if max_seqs > 2 else 16, 60)
+    rng = random.Random(max_seqs)
+    arrivals = [rng.randrange(0, 1 + 60 // max_seqs) for _ in requests]
+    house = House(model, max_seqs=max_seqs, depth=depth, chunk=200)
+    house.run(requests, arrivals=arrivals)
+    alone.check(house, requests)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_one_thread_gives_what_two_gave(model: Decoder, alone: Alone) -> None:
+    requests = mixed_requests(24, 60)
+    references = [alone(req) for req in requests]
+    fresh = Alone(model)
+    assert [fresh(req) for req in requests[:6]] == references[:6]
+    house = House(model)
+    house.run(requests)
+    alone.check(house, requests)
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 16, 64])
+@pytest.mark.parametrize("chunk", [1, 7, 16, 64, 512])
+def test_cc02_chunks(model: Decoder, alone: Alone, chunk: int, block_size: int) -> None:
+    lengths = (33, 64, 5) if chunk == 1 else (33, 130, 64, 5, 17)
+    requests = [request(100 + i, tokens(length, 100 + i), 4) for i, length in enumerate(lengths)]
+    house = House(model, chunk=chunk, block_size=block_size, depth=1 + chunk % 2)
+    house.run(requests)
+    alone.check(house, requests)
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 64])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_cc03_prefix_hits(model: Decoder, alone: Alone, block_size: int, depth: int) -> None:
+    """Cold, warm by k·B-1, k·B and k·B+1 shared tokens, the whole prompt, and again after eviction."""
+    k = 1 if block_size == 64 else 3
+    base = tokens(k * block_size + 10, 7)
+    shared = {n: base[:n] + tokens(9, n) for n in (k * block_size - 1, k * block_size, k * block_size + 1)}
+    house = House(model, block_size=block_size, depth=depth, num_blocks=-(-CONTEXT // block_size) + 2)
+
+    def ask(number: int, prompt: tuple[int, ...], cached: int) -> None:
+        req = request(number, prompt, 5)
+        house.run([req])
+        alone.check(house, [req])
+        assert house.records[req.id].cached_tokens == cached, (number, len(prompt))
+
+    ask(200, base, 0)
+    for number, (n, prompt) in enumerate(shared.items()):
+        ask(201 + number, prompt, n // block_size * block_size)
+    ask(210, base, k * block_size)
+    ask(211, base[: k * block_size], (k - 1) * block_size)  # a full hit leaves one token to compute
+    ask(212, base[: k * block_size + 1], k * block_size)
+    ask(220, tokens(CONTEXT - 10, 99), 0)  # takes the whole pool: everything else is evicted
+    ask(221, base, 0)
+    ask(222, base, k * block_size)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("chunk", [16, 512])
+def test_cc04_preempted_at_every_step(model: Decoder, alone: Alone, depth: int, chunk: int) -> None:
+    """In turn, one of the running sequences loses its blocks before each step (with two in flight: every third)."""
+    requests = mixed_requests(5, 70, seed=4)
+    house = House(model, depth=depth, chunk=chunk)
+    rng = random.Random(depth)
+
+    def disturb(step: int) -> None:
+        running = house.scheduler.running
+        if running and step % (3 if depth == 2 or chunk == 16 else 1) == 0:
+            house.scheduler.preempt(rng.choice(running), house.clock.now())
+
+    house.run(requests, disturb=disturb)
+    assert house.scheduler.num_preemptions > 10
+    alone.check(house, requests)
+
+
+@pytest.mark.parametrize("at_step", range(1, 13))
+def test_cc04_preempted_once(model: Decoder, alone: Alone, at_step: int) -> None:
+    requests = [request(300 + i, tokens(length, 300 + i), 6) for i, length in enumerate((40, 9))]
+    house = House(model, chunk=16, depth=1 + at_step % 2)
+
+    def disturb(step: int) -> None:
+        if step == at_step:
+            for seq in house.scheduler.running:
+                house.scheduler.preempt(seq, house.clock.now())
+
+    house.run(requests, disturb=disturb)
+    alone.check(house, requests)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_cc04_a_pool_too_small_for_all(model: Decoder, alone: Alone, depth: int) -> None:
+    requests = [request(320 + i, tokens(28 + i, 320 + i), 12) for i in range(8)]
+    house = House(model, block_size=8, num_blocks=17, depth=depth, chunk=64)
+    house.run(requests)
+    assert house.scheduler.num_preemptions > 0, "the pool was meant to run out"
+    alone.check(house, requests)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_random_aborts_disturb_nobody(model: Decoder, alone: Alone, depth: int) -> None:
+    requests = mixed_requests(24, 60)
+    rng = random.Random(depth)
+    house = House(model, block_size=8, num_blocks=60, depth=depth, chunk=64)
+    aborted: set[str] = set()
+
+    def disturb(step: int) -> None:
+        if step % 2 and len(aborted) < 12:
+            victim = rng.choice(requests).id
+            if (victim, 0) not in house.ended:
+                aborted.add(victim)
+                house.engine.abort(victim)
+
+    house.run(requests, arrivals=[rng.randrange(20) for _ in requests], disturb=disturb)
+    house.failures.clear()  # the aborted ones
+    finished = [req for req in requests if (req.id, 0) in house.ended]
+    assert len(finished) >= 8 and len(aborted) >= 8
+    alone.check(house, finished)
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 1])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_cc16_choices_share_the_prompt(model: Decoder, alone: Alone, length: int, depth: int) -> None:
+    """n = 4 from one prompt at block edges: choice i is a separate run with seed + i."""
+    req = request(400 + length, tokens(length, 400 + length), 5, n=4, temperature=1.0)
+    others = mixed_requests(3, 30, seed=6)
+    house = House(model, block_size=8, depth=depth, chunk=16)
+    house.run([others[0], req, *others[1:]])
+    alone.check(house, [req, *others])
+    assert len({tuple(t for t, _ in house.answers[req.id, i]) for i in range(4)}) > 1
+
+
+def test_cc16_choices_under_preemption(model: Decoder, alone: Alone) -> None:
+    req = request(450, tokens(21, 450), 8, n=4, temperature=1.0)
+    house = House(model, block_size=8, chunk=32)
+    rng = random.Random(0)
+
+    def disturb(step: int) -> None:
+        running = house.scheduler.running
+        if running and step % 2:
+            house.scheduler.preempt(rng.choice(running), house.clock.now())
+
+    house.run([req], disturb=disturb)
+    alone.check(house, [req])
+
+
+def test_cc14_seeded_draws_survive_restarts(model: Decoder) -> None:
+    """The same seed alone and among 63 others, three times over."""
+    mine = request(1, tokens(30, 1), 8, temperature=1.0)
+    crowd = mixed_requests(64, 40, seed=8)[2:]
+    answers = []
+    for restart in range(3):
+        house = House(model, depth=1 + restart % 2)
+        house.run([*crowd[:restart], mine, *crowd[restart:]][: 1 if restart == 0 else 64])
+        answers.append(house.answers[mine.id, 0] if restart else house.run([replace(mine, id="again")])["again", 0])
+    assert answers[0] == answers[1] == answers[2]

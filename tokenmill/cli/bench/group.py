@@ -1,0 +1,17 @@
+"""The table of measurements."""
+
+from __future__ import annotations
+
+import click
+
+from tokenmill.cli.app import LazyGroup
+
+MEASUREMENTS = {
+    "serve": ("tokenmill.cli.bench.serve:serve", "Open-loop load on a running server."),
+    "scheduler": ("tokenmill.cli.bench.scheduler:scheduler", "Microseconds per step of the scheduler alone."),
+}
+
+
+@click.group(cls=LazyGroup, table=MEASUREMENTS)
+def bench() -> None:
+    """Measure. --output FILE keeps a result with machine, versions and command."""
