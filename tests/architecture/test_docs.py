@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-
-from tokenmill.core.engine_config import CacheConfig, EngineConfig, ModelSource, SchedulerConfig
-from tokenmill.core.params import FIELD_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -85,15 +81,3 @@ def test_readme_shows_every_part_of_the_package() -> None:
     parts += [p.name for p in package.glob("*.py") if not p.name.startswith("__")]
     missing = [part for part in parts if part not in page("README.md")]
     assert not missing
-
-
-def test_configuration_page_names_every_option() -> None:
-    text = page("docs/reference/configuration.md")
-    pieces = (ModelSource, CacheConfig, SchedulerConfig, EngineConfig)
-    options = {f.name for piece in pieces for f in fields(piece)} - {"source", "cache", "scheduler"}
-    assert not {name for name in options if f"`{name}`" not in text}
-
-
-def test_python_page_names_every_sampling_parameter() -> None:
-    text = page("docs/reference/python.md")
-    assert not {name for name in FIELD_NAMES if f"`{name}`" not in text}

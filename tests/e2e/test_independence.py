@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from tokenmill.models.decoder import Decoder
 from tokenmill.models.load import load_model
 from tokenmill.runtime.executor import LocalExecutor
 from tokenmill.runtime.worker import Worker
+from tokenmill.testing.checkpoints import make_checkpoint
 
 VOCAB = 307
 CONTEXT = 160
@@ -42,24 +42,19 @@ Answer = list[tuple[int, TokenLogprobs]]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     """Two layers, grouped queries; the second layer sees a window of 40 positions."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(1)
-    config = transformers.Qwen2Config(
+    folder = make_checkpoint(
+        tmp_path_factory.mktemp("independence"),
+        "qwen2",
         vocab_size=VOCAB,
-        hidden_size=64,
+        max_context=256,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
+        tokenizer=False,
         use_sliding_window=True,
         sliding_window=40,
         max_window_layers=1,
     )
-    folder: Path = tmp_path_factory.mktemp("independence")
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     loaded = load_model(folder)
+    loaded.lm_head.weight.mul_(0.15)  # undecided enough for seeds to matter
     assert loaded.config.windows == (None, 40)
     return loaded
 
@@ -106,6 +101,7 @@ class House:
     depth: int = 1
     max_seqs: int = 64
     chunk: int = 512
+    prefix_caching: bool = True
     answers: dict[tuple[str, int], Answer] = field(default_factory=dict)
     ended: dict[tuple[str, int], str] = field(default_factory=dict)
     records: dict[str, FinishedRecord] = field(default_factory=dict)
@@ -113,11 +109,12 @@ class House:
 
     def __post_init__(self) -> None:
         num_blocks = self.num_blocks or 64 * -(-CONTEXT // self.block_size)
-        worker = Worker(self.model, KVTensors.allocate(self.model.config, num_blocks, self.block_size), poison=True)
-        executor = LocalExecutor(worker)
+        kv = KVTensors.allocate(self.model.config, num_blocks, self.block_size)
+        self.worker = Worker(self.model, kv, poison=True)
+        executor = LocalExecutor(self.worker)
         executor.start()
         self.clock = VirtualClock()
-        self.cache = KVCache(num_blocks, self.block_size)
+        self.cache = KVCache(num_blocks, self.block_size, prefix_caching=self.prefix_caching)
         config = SchedulerConfig(max_seqs=self.max_seqs, max_step_tokens=self.chunk)
         self.scheduler = Scheduler(self.cache, config)
         self.engine = Engine(self.scheduler, executor, self.clock, depth=self.depth)
@@ -183,8 +180,9 @@ def alone(model: Decoder) -> Alone:
     return Alone(model)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """One thread, which is quicker at this size; ``test_two_threads_give_what_one_gave`` takes two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -197,7 +195,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize(("max_seqs", "depth"), [(1, 2), (2, 1), (8, 2), (33, 1), (64, 1), (64, 2)])
 def test_cc01_company(model: Decoder, alone: Alone, max_seqs: int, depth: int) -> None:
     """64 requests arriving at random, at concurrency 1 to 64, one and two steps in flight."""
-    requests = mixed_requests(64 if max_seqs > 2 else 16, 60)
+    requests = mixed_requests({1: 10, 2: 16, 8: 32}.get(max_seqs, 64), 60)
     rng = random.Random(max_seqs)
     arrivals = [rng.randrange(0, 1 + 60 // max_seqs) for _ in requests]
     house = House(model, max_seqs=max_seqs, depth=depth, chunk=200)
@@ -205,12 +203,11 @@ def test_cc01_company(model: Decoder, alone: Alone, max_seqs: int, depth: int) -
     alone.check(house, requests)
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_one_thread_gives_what_two_gave(model: Decoder, alone: Alone) -> None:
-    requests = mixed_requests(24, 60)
+def test_two_threads_give_what_one_gave(model: Decoder, alone: Alone) -> None:
+    requests = mixed_requests(16, 60)
     references = [alone(req) for req in requests]
-    fresh = Alone(model)
-    assert [fresh(req) for req in requests[:6]] == references[:6]
+    torch.set_num_threads(2)
+    assert Alone(model)(requests[1]) == references[1]
     house = House(model)
     house.run(requests)
     alone.check(house, requests)
@@ -219,7 +216,7 @@ def test_one_thread_gives_what_two_gave(model: Decoder, alone: Alone) -> None:
 @pytest.mark.parametrize("block_size", [1, 8, 16, 64])
 @pytest.mark.parametrize("chunk", [1, 7, 16, 64, 512])
 def test_cc02_chunks(model: Decoder, alone: Alone, chunk: int, block_size: int) -> None:
-    lengths = (33, 64, 5) if chunk == 1 else (33, 130, 64, 5, 17)
+    lengths = (18, 5, 17) if chunk == 1 else (33, 130, 64, 5, 17)
     requests = [request(100 + i, tokens(length, 100 + i), 4) for i, length in enumerate(lengths)]
     house = House(model, chunk=chunk, block_size=block_size, depth=1 + chunk % 2)
     house.run(requests)
@@ -233,7 +230,7 @@ def test_cc03_prefix_hits(model: Decoder, alone: Alone, block_size: int, depth: 
     k = 1 if block_size == 64 else 3
     base = tokens(k * block_size + 10, 7)
     shared = {n: base[:n] + tokens(9, n) for n in (k * block_size - 1, k * block_size, k * block_size + 1)}
-    house = House(model, block_size=block_size, depth=depth, num_blocks=-(-CONTEXT // block_size) + 2)
+    house = House(model, block_size=block_size, depth=depth, num_blocks=-(-CONTEXT // block_size))
 
     def ask(number: int, prompt: tuple[int, ...], cached: int) -> None:
         req = request(number, prompt, 5)
@@ -244,43 +241,44 @@ def test_cc03_prefix_hits(model: Decoder, alone: Alone, block_size: int, depth: 
     ask(200, base, 0)
     for number, (n, prompt) in enumerate(shared.items()):
         ask(201 + number, prompt, n // block_size * block_size)
-    ask(210, base, k * block_size)
+    ask(210, base, (len(base) - 1) // block_size * block_size)
     ask(211, base[: k * block_size], (k - 1) * block_size)  # a full hit leaves one token to compute
     ask(212, base[: k * block_size + 1], k * block_size)
     ask(220, tokens(CONTEXT - 10, 99), 0)  # takes the whole pool: everything else is evicted
     ask(221, base, 0)
-    ask(222, base, k * block_size)
+    ask(222, base, (len(base) - 1) // block_size * block_size)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("chunk", [16, 512])
-def test_cc04_preempted_at_every_step(model: Decoder, alone: Alone, depth: int, chunk: int) -> None:
-    """In turn, one of the running sequences loses its blocks before each step (with two in flight: every third)."""
-    requests = mixed_requests(5, 70, seed=4)
-    house = House(model, depth=depth, chunk=chunk)
-    rng = random.Random(depth)
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_cc04_preempted_before_each_of_64_tokens(model: Decoder, alone: Alone, prefix_caching: bool) -> None:
+    """A sequence loses its blocks before every step, and finds some of them in the prefix cache, or none."""
+    req = request(301, tokens(30, 301), 64)
+    house = House(model, block_size=8, prefix_caching=prefix_caching)
+
+    def disturb(step: int) -> None:
+        for seq in house.scheduler.running:
+            house.scheduler.preempt(seq, house.clock.now())
+
+    house.run([req], disturb=disturb)
+    assert house.scheduler.num_preemptions == 63
+    alone.check(house, [req])
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+@pytest.mark.parametrize(("depth", "chunk"), [(1, 16), (2, 16), (1, 512), (2, 512)])
+def test_cc04_preempted_at_random(model: Decoder, alone: Alone, depth: int, chunk: int, prefix_caching: bool) -> None:
+    """Before two steps of three, one of five sequences loses its blocks, with its step in flight or not."""
+    requests = [request(310 + i, tokens(5 + 15 * i, 310 + i), 16) for i in range(5)]
+    house = House(model, depth=depth, chunk=chunk, prefix_caching=prefix_caching)
+    rng = random.Random(depth + chunk)
 
     def disturb(step: int) -> None:
         running = house.scheduler.running
-        if running and step % (3 if depth == 2 or chunk == 16 else 1) == 0:
+        if running and step % 3 and house.scheduler.num_preemptions < 60:
             house.scheduler.preempt(rng.choice(running), house.clock.now())
 
     house.run(requests, disturb=disturb)
-    assert house.scheduler.num_preemptions > 10
-    alone.check(house, requests)
-
-
-@pytest.mark.parametrize("at_step", range(1, 13))
-def test_cc04_preempted_once(model: Decoder, alone: Alone, at_step: int) -> None:
-    requests = [request(300 + i, tokens(length, 300 + i), 6) for i, length in enumerate((40, 9))]
-    house = House(model, chunk=16, depth=1 + at_step % 2)
-
-    def disturb(step: int) -> None:
-        if step == at_step:
-            for seq in house.scheduler.running:
-                house.scheduler.preempt(seq, house.clock.now())
-
-    house.run(requests, disturb=disturb)
+    assert house.scheduler.num_preemptions > 7
     alone.check(house, requests)
 
 
@@ -301,17 +299,18 @@ def test_random_aborts_disturb_nobody(model: Decoder, alone: Alone, depth: int) 
     aborted: set[str] = set()
 
     def disturb(step: int) -> None:
-        if step % 2 and len(aborted) < 12:
-            victim = rng.choice(requests).id
-            if (victim, 0) not in house.ended:
-                aborted.add(victim)
-                house.engine.abort(victim)
+        under_way = [req.id for req in requests if (req.id, 0) not in house.ended and req.id not in aborted]
+        if step % 2 and under_way and len(aborted) < 10:
+            victim = rng.choice(under_way[:12])
+            aborted.add(victim)
+            house.engine.abort(victim)
 
-    house.run(requests, arrivals=[rng.randrange(20) for _ in requests], disturb=disturb)
-    house.failures.clear()  # the aborted ones
-    finished = [req for req in requests if (req.id, 0) in house.ended]
-    assert len(finished) >= 8 and len(aborted) >= 8
-    alone.check(house, finished)
+    house.run(requests, disturb=disturb)
+    assert len(aborted) >= 9 and {failed.request_id for failed in house.failures} == aborted
+    house.failures.clear()
+    alone.check(house, [req for req in requests if req.id not in aborted])
+    house.run([request(399, tokens(9, 399))])
+    assert len(house.worker.known_seq_ids) == 1, "the worker forgets what ended (the last is told with the next step)"
 
 
 @pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 1])

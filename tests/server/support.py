@@ -15,43 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 
-from tokenmill.core.clock import MonotonicClock
-from tokenmill.core.engine_config import SchedulerConfig
-from tokenmill.core.step import StepPlan, StepResult
+from tests.server.service import MODEL, TimedExecutor, make_service
 from tokenmill.engine.async_service import EngineService
-from tokenmill.engine.engine import Engine
-from tokenmill.engine.kvcache import KVCache
-from tokenmill.engine.resolve import ModelLimits
-from tokenmill.engine.scheduler import Scheduler
-from tokenmill.engine.text import TextCodec
 from tokenmill.server.app import create_app
 from tokenmill.server.guard import Guard
 from tokenmill.server.serve import Server, address_of, bind
 from tokenmill.server.settings import ServerSettings
-from tokenmill.testing.executor import FakeExecutor
-
-CODEC_FOLDER = Path(__file__).resolve().parents[2] / "tokenmill" / "builtin" / "story"
-MAX_CONTEXT = 512
-MODEL = "test/model"
-
-
-class TimedExecutor(FakeExecutor):
-    """Takes ``step_s`` real seconds a step; ``broken`` makes the next step raise, as a dying device would."""
-
-    step_s = 0.0
-    broken = False
-
-    def _run(self, plan: StepPlan) -> StepResult:
-        if self.broken:
-            raise RuntimeError("the device is gone (secret detail)")
-        time.sleep(self.step_s)
-        return super()._run(plan)
 
 
 @dataclass
@@ -126,18 +100,6 @@ def wait_until(done: Callable[[], bool], within_s: float) -> None:
         time.sleep(0.005)
 
 
-def make_service(
-    *, step_s: float = 0.0, num_blocks: int = 512, max_seqs: int = 64, **options: Any
-) -> tuple[EngineService, TimedExecutor]:
-    codec = TextCodec.load(CODEC_FOLDER)
-    executor = TimedExecutor(num_blocks, 16, vocab_size=codec.vocab_size, verify=False, **options)
-    executor.step_s = step_s
-    executor.start()
-    scheduler = Scheduler(KVCache(num_blocks, 16), SchedulerConfig(max_seqs=max_seqs))
-    limits = ModelLimits(MAX_CONTEXT, codec.vocab_size, codec.eos_token_ids)
-    return EngineService(Engine(scheduler, executor, MonotonicClock()), codec, limits, model_name=MODEL), executor
-
-
 @contextmanager
 def running_server(settings: ServerSettings | None = None, **options: Any) -> Iterator[Running]:
     """Serve in a thread of this process; ``options`` as ``make_service``."""
@@ -176,7 +138,9 @@ class RawStream:
         self.socket.settimeout(20)
         self.socket.connect(("127.0.0.1", port))
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
         self.socket.sendall(head.encode() + data)
 
     def read_some(self, num_bytes: int = 1) -> bytes:

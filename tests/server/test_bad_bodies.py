@@ -15,7 +15,12 @@ from tokenmill.server import jsonio
 from tokenmill.server.app import ENDPOINTS
 
 JSON_ROUTES = [endpoint.path for endpoint in ENDPOINTS if endpoint.body is not None]
-FIRST_FIELD = {"/v1/chat/completions": "model", "/v1/completions": "model", "/tokenize": "prompt", "/detokenize": "tokens"}
+FIRST_FIELD = {
+    "/v1/chat/completions": "model",
+    "/v1/completions": "model",
+    "/tokenize": "prompt",
+    "/detokenize": "tokens",
+}
 EVERY_ROUTE = pytest.mark.parametrize("path", JSON_ROUTES)
 
 
@@ -34,7 +39,19 @@ def test_there_is_a_case_for_every_json_route() -> None:
 @EVERY_ROUTE
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b'"x"', b"{} x", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"\xff", b"{'a': 1}", b"{,}"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"{} x",
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+        b"\xff",
+        b"{'a': 1}",
+        b"{,}",
+    ],
 )
 def test_bi01_what_is_no_json_object_is_refused(server: Running, path: str, body: bytes) -> None:
     """BI-01."""
@@ -52,7 +69,9 @@ def test_bi01_a_missing_field_is_named(server: Running, path: str) -> None:
 
 
 @EVERY_ROUTE
-@pytest.mark.parametrize("kind", ["text/plain", None, "multipart/form-data; boundary=x", "application/json; charset=utf-16"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", None, "multipart/form-data; boundary=x", "application/json; charset=utf-16"]
+)
 def test_bi02_other_content_types_are_refused(server: Running, path: str, kind: str | None) -> None:
     """BI-02."""
     headers = {} if kind is None else {"content-type": kind}

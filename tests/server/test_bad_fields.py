@@ -8,11 +8,14 @@ import math
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from tests.server.support import MAX_CONTEXT, Running, error_of
+from tests.server.service import MAX_CONTEXT
+from tests.server.support import Running, error_of
 from tests.server.test_bad_bodies import quickest
 from tokenmill.server.app import ENDPOINTS
 from tokenmill.server.openapi import document
+from tokenmill.server.protocol.chat import ChatRequest
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 DOCUMENT = document(ENDPOINTS)
@@ -199,8 +202,17 @@ def test_bi11_four_of_four_kibibytes_are_taken(server: Running) -> None:
 
 @pytest.mark.parametrize(
     "bias",
-    [{"abc": 1}, {"-1": 1}, {"": 1}, {"٣": 1}, {"4294967296": 1}, {"5": 101}, {"5": -100.5}, {"5": "1"}]
-    + [{str(i): 1 for i in range(1025)}],
+    [
+        {"abc": 1},
+        {"-1": 1},
+        {"": 1},
+        {"٣": 1},
+        {"4294967296": 1},
+        {"5": 101},
+        {"5": -100.5},
+        {"5": "1"},
+        {str(i): 1 for i in range(1025)},
+    ],
     ids=range(9),
 )
 def test_bi12_logit_bias(server: Running, bias: dict[str, Any]) -> None:
@@ -331,7 +343,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
         ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}], "messages[0].content[0].x"),
-        ([{"role": "user", "content": "a"}] * 3 + [{"role": "user", "content": [IMAGE]}], "messages[3].content[0].type"),
+        (
+            [{"role": "user", "content": "a"}] * 3 + [{"role": "user", "content": [IMAGE]}],
+            "messages[3].content[0].type",
+        ),
         ([{"role": "user", "content": "a", "colour": 1}], "messages[0].colour"),
         ([7], "messages[0]"),
     ],
@@ -370,7 +385,10 @@ def schema(**inner: Any) -> dict[str, Any]:
         ({"tools": [tool(parameters=schema(items=5))]}, "tools[0].function.parameters.properties.a.items"),
         ({"tools": [tool(), {"type": "magic"}]}, "tools[1].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
-        ({"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name"),
+        (
+            {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice.function.name",
+        ),
         ({"tools": [tool()], "tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
     ],
@@ -399,7 +417,11 @@ def test_a_deep_schema_is_refused(server: Running) -> None:
         (CHAT, {"tools": [tool()]}, "tools"),
         (CHAT, {"functions": []}, "functions"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
-        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, "response_format"),
+        (
+            CHAT,
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+            "response_format",
+        ),
         (CHAT, {"audio": {"voice": "x"}}, "audio"),
         (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
         (CHAT, {"store": True}, "store"),
@@ -498,7 +520,7 @@ def test_pairs_of_parameters_never_fail_the_server(server: Running) -> None:
         {"stream": True},
     ]
     for one, other in itertools.combinations(wishes, 2):
-        response = server.post(CHAT, server.chat(**one, **other))
+        response = server.post(CHAT, {**server.chat(**one), **other})
         assert response.status_code in (200, 400), (one, other, response.text)
         if response.status_code == 200 and "stream" not in other:
             assert all(choice["finish_reason"] in ("stop", "length") for choice in response.json()["choices"])
@@ -511,3 +533,30 @@ def test_every_bound_in_the_schema_is_finite() -> None:
         assert low is not None, field
         assert math.isfinite(low), field
         assert math.isfinite(bounds["maximum"]), field
+
+
+FLOOD = 300_000
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        {"logit_bias": {f"{i}x": "z" for i in range(FLOOD)}},
+        {"metadata": {str(i): 1 for i in range(FLOOD)}},
+        {f"unknown{i}": 1 for i in range(FLOOD)},
+        {"messages": [5] * FLOOD},
+        {"messages": [{"role": "user", "content": "x"}] * FLOOD},
+        {"messages": [{"role": "user", "content": [5] * 1000}] * 300},
+        {"messages": [{"role": "assistant", "tool_calls": [1] * FLOOD}]},
+        {"stop": [1] * FLOOD},
+        {"tools": [1] * FLOOD},
+        {"modalities": [1] * FLOOD},
+        {"stop_token_ids": ["a"] * FLOOD},
+    ],
+    ids=lambda flood: next(iter(flood)),
+)
+def test_a_flood_of_mistakes_is_not_listed_one_by_one(flood: dict[str, Any]) -> None:
+    """BI-08's spirit: what is refused must be cheap to refuse."""
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(flood)
+    assert caught.value.error_count() < 10

@@ -7,7 +7,8 @@ import asyncio
 import openai
 import pytest
 
-from tests.server.support import MODEL, Running
+from tests.server.service import MODEL
+from tests.server.support import Running
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 

@@ -36,7 +36,9 @@ def random_ids(codec: TextCodec, rng: random.Random) -> list[int]:
     return ids[:60]
 
 
-@pytest.mark.parametrize(("name", "count"), [("qwen2", 4000), ("llama2", 3000), ("gpt2", 2000), ("simplestories-4096", 1000)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("qwen2", 4000), ("llama2", 3000), ("gpt2", 2000), ("simplestories-4096", 1000)]
+)
 def test_st05_streams_join_to_the_whole(name: str, count: int, codec_of: CodecOf) -> None:
     """ST-05: 10^4 token streams in all; the increments are the text of the whole, however it was cut."""
     codec = codec_of(name)

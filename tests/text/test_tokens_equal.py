@@ -31,7 +31,9 @@ def test_llama_cpp_golden_files(golden: str, codec_of: CodecOf, shared: Path) ->
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])
-def test_vocab_and_merges_as_transformers(name: str, codec_of: CodecOf, tokenizer_folder: Callable[[str], Path]) -> None:
+def test_vocab_and_merges_as_transformers(
+    name: str, codec_of: CodecOf, tokenizer_folder: Callable[[str], Path]
+) -> None:
     transformers = pytest.importorskip("transformers")
     reference = transformers.AutoTokenizer.from_pretrained(tokenizer_folder(name))
     codec = codec_of(name)

@@ -91,7 +91,9 @@ class Client:
                     writer.close()
         except TimeoutError as error:
             raise HttpFailure(f"{method} {path}: no answer within {self.timeout_s:g} s") from error
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except asyncio.IncompleteReadError as error:
+            raise HttpFailure(f"{method} {path}: the connection ended before the answer did") from error
+        except (OSError, ValueError) as error:
             raise HttpFailure(f"{method} {self.base_url}{path}: {error or type(error).__name__}") from error
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

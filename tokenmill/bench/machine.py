@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tokenmill import __version__
+
 PACKAGES = ("torch", "numpy", "tokenizers", "uvicorn", "starlette")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +29,8 @@ def machine_record() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: found for name in ("tokenmill", *PACKAGES) if (found := _version(name)) is not None},
+        "versions": {"tokenmill": __version__}
+        | {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "commit": _commit(),
     }
 

@@ -24,13 +24,13 @@ from tokenmill.core.errors import SetupError
 from tokenmill.perf.metrics import SLO, Timeline, goodput, summarize
 
 CALIBRATION_WORDS = 64
-BLOCKS_IN_USE = (r"^tokenmill_blocks_held\s+(\S+)", r"^vllm:kv_cache_usage_perc\S*\s+(\S+)")
-"""Metrics that must be 0 when nobody is served."""
+BLOCKS_IN_USE = re.compile(r"^(?:tokenmill_|vllm:)kv_cache_usage_perc\S*\s+(\S+)", re.MULTILINE)
+"""The metric that must be 0 when nobody is served."""
 SETTLE_S = 5.0
 """How long after the last answer blocks may take to become free."""
 
-Progress = Callable[[int, int, int], None]
-"""(answered, failed, all)"""
+Progress = Callable[[int, int], None]
+"""(answered, failed)"""
 
 
 @dataclass(slots=True)
@@ -90,14 +90,14 @@ async def run_load(server: Server, load: Sequence[PlannedRequest], seed: int, pr
     """Send every request at its moment, whatever became of the others."""
     prompts = [_prompt(request, server, random.Random(f"{seed}:{i}")) for i, request in enumerate(load)]
     outcomes = [Outcome(request) for request in load]
+    ended = Counter[bool]()
     start_s = time.perf_counter()
 
     async def send(outcome: Outcome, prompt: str) -> None:
         await asyncio.sleep(outcome.planned.send_s - (time.perf_counter() - start_s))
         await _ask(server, outcome, prompt, start_s)
-        done = [outcome for outcome in outcomes if outcome.end_s]
-        failed = sum(outcome.error is not None for outcome in done)
-        progress(len(done) - failed, failed, len(outcomes))
+        ended[outcome.error is None] += 1
+        progress(ended[True], ended[False])
 
     async with asyncio.TaskGroup() as tasks:
         for outcome, prompt in zip(outcomes, prompts, strict=True):
@@ -160,14 +160,14 @@ def figures(outcomes: Sequence[Outcome], slo: SLO) -> dict[str, Any]:
 
 
 async def blocks_in_use(client: Client) -> float | None:
-    """KV blocks (or their share) that the server still holds, once it had time to settle; None if it does not tell."""
+    """Share of the KV blocks that requests still hold, once the server had time to settle; None if it does not tell."""
     deadline_s = time.perf_counter() + SETTLE_S
     while True:
         try:
             text = await client.get("/metrics")
         except HttpFailure:
             return None
-        found = next((match for name in BLOCKS_IN_USE if (match := re.search(name, text, re.MULTILINE))), None)
+        found = BLOCKS_IN_USE.search(text)
         if found is None:
             return None
         held = float(found[1])

@@ -97,7 +97,7 @@ def _lines(interactive: bool) -> Iterator[str]:
 
 @contextmanager
 def _stopped_by_ctrl_c() -> Iterator[list[bool]]:
-    """A list that is no longer empty once Ctrl-C was pressed. The step in progress ends first: the engine stays whole."""
+    """A list that fills when Ctrl-C is pressed; the step in progress ends first, so the engine stays whole."""
     pressed: list[bool] = []
 
     def press(signum: int, frame: FrameType | None) -> None:

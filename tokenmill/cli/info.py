@@ -1,4 +1,4 @@
-"""``tokenmill info``: what a checkpoint is, and every byte that serving it needs, foreseen and (``--load``) measured."""
+"""``tokenmill info``: what a checkpoint is, and every byte it needs, foreseen and (``--load``) measured."""
 
 from __future__ import annotations
 

@@ -96,10 +96,10 @@ def _api_key(file: Path | None) -> str | None:
 def _ready_text(launched: Launched, address: str, settings: ServerSettings, seconds: float) -> str:
     from tokenmill.perf.memory import format_bytes
 
-    checkpoint = launched.checkpoint
-    ledger = checkpoint.ledger
+    checkpoint, ledger = launched.checkpoint, launched.checkpoint.ledger
+    millions = checkpoint.config.num_parameters / 1e6
     return (
-        f"tokenmill is ready on {address}: {checkpoint.name}, {checkpoint.config.num_parameters / 1e6:,.1f} M parameters "
+        f"tokenmill is ready on {address}: {checkpoint.name}, {millions:,.1f} M parameters "
         f"in {ledger.dtype}, context {ledger.max_context}, {ledger.num_blocks} KV blocks of {ledger.block_size} tokens "
         f"({format_bytes(ledger.group_bytes('kv'))}), loaded in {seconds:.1f} s\n"
         f"try:  {_curl(launched, address, settings.api_key is not None)}"

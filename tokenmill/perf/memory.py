@@ -212,13 +212,13 @@ class _Demand:
         return bisect_left(range(1, self.config.max_context + 1), True, key=self._is_too_long)
 
     def ledger_for(self, context: int) -> Ledger:
-        model = (*_weights(self.config, self.dtype), _rotary(self.config, context))
+        weights = tuple(_weights(self.config, self.dtype))
         rest = (*_workspace(self.config, self.dtype, self.scheduler, context), *self._process())
-        taken = sum(item.num_bytes for item in (*model, *rest))
+        taken = sum(item.num_bytes for item in (*weights, *rest))
         num_blocks, why = self._num_blocks(context, self.available_bytes - taken)
         kv = Item("kv", "KV blocks", num_blocks * self.block_bytes, why)
         return Ledger(
-            items=(*model, kv, *rest),
+            items=(*weights, kv, *rest),
             available_bytes=self.available_bytes,
             dtype=self.dtype,
             block_size=self.cache.block_size,
@@ -298,15 +298,16 @@ def _weights(config: ModelConfig, dtype: str) -> Iterator[Item]:
             yield Item("weights", name, count * size, f"{count:,} × {size} B")
 
 
-def _rotary(config: ModelConfig, context: int) -> Item:
-    num_bytes = context * config.head_dim * FLOAT_BYTES
-    return Item("workspace", "rotary table", num_bytes, f"{context} positions × {config.head_dim} × {FLOAT_BYTES} B")
-
-
 def _workspace(config: ModelConfig, dtype: str, scheduler: SchedulerConfig, context: int) -> Iterator[Item]:
     """The tensors of the largest step that are alive together: all its tokens at the end of a full context."""
     size, tokens = ELEMENT_BYTES[dtype], scheduler.max_step_tokens
     rows = min(scheduler.max_seqs, tokens)
+    yield Item(
+        "workspace",
+        "rotary table",
+        context * config.head_dim * FLOAT_BYTES,
+        f"{context} positions × {config.head_dim} × {FLOAT_BYTES} B",
+    )
     yield Item(
         "workspace",
         "hidden states",

@@ -121,7 +121,7 @@ def _route(context: Context, endpoint: Endpoint) -> Route:
             context.check_ready()
         if endpoint.body is None:
             return await endpoint.handler(context, request)
-        body = await read_model(request, endpoint.body, context.settings)
+        body = await read_model(request, endpoint.body, context)
         return await endpoint.handler(context, request, body)
 
     return Route(endpoint.path, call, methods=[endpoint.method], name=endpoint.handler.__name__)

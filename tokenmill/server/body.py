@@ -7,6 +7,7 @@ decompressed), the announced length, the length and the time while reading, the 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,13 +15,16 @@ from starlette.requests import Request
 
 from tokenmill.core.errors import InvalidRequest
 from tokenmill.server import jsonio
+from tokenmill.server.context import Context
 from tokenmill.server.errors import ClientGone, HttpError, from_validation
-from tokenmill.server.settings import ServerSettings
+
+INLINE_BYTES = 65536
+"""Bodies up to this size are parsed on the event loop; larger ones would hold up everybody's tokens."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read_model(request: Request, model: type[M], settings: ServerSettings) -> M:
+async def read_model(request: Request, model: type[M], context: Context) -> M:
     """Read, parse and check.
 
     Raises:
@@ -28,6 +32,7 @@ async def read_model(request: Request, model: type[M], settings: ServerSettings)
         InvalidRequest: not JSON, or a field is wrong; ``param`` is its path.
         ClientGone: the client left before the body was complete.
     """
+    settings = context.settings
     _check_headers(request, settings.max_body_bytes)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
@@ -36,6 +41,10 @@ async def read_model(request: Request, model: type[M], settings: ServerSettings)
         raise HttpError(
             408, f"The body was not complete after {settings.body_timeout_s:g} s.", code="request_timeout"
         ) from None
+    return await context.off_loop(len(body), partial(_parse, body, model), inline_bytes=INLINE_BYTES)
+
+
+def _parse(body: bytes, model: type[M]) -> M:
     value = jsonio.loads(body)
     if not isinstance(value, dict):
         raise InvalidRequest("The request body must be a JSON object.", code="invalid_json")

@@ -87,9 +87,9 @@ class Context:
         """Let the tokenising threads go."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def off_loop(self, num_bytes: int, work: Callable[[], T]) -> T:
-        """Run tokenising work over ``num_bytes`` of text; long ones do not hold up the event loop."""
-        if num_bytes <= INLINE_BYTES:
+    async def off_loop(self, num_bytes: int, work: Callable[[], T], *, inline_bytes: int = INLINE_BYTES) -> T:
+        """Do work over ``num_bytes`` of text; above ``inline_bytes`` it does not hold up the event loop."""
+        if num_bytes <= inline_bytes:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 

@@ -7,6 +7,7 @@ Decisions look at ``scope["path"]``, never at an address put together from heade
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -21,6 +22,9 @@ from tokenmill.server.context import Context, Ticket
 from tokenmill.server.errors import HttpError, Problem, problem_of
 
 log = logging.getLogger(__name__)
+
+LINGER_S = 1.0
+"""How long a body that nobody wants is still taken and thrown away."""
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Addresses that need no key: whoever watches the process has none."""
@@ -73,6 +77,7 @@ class _Call:
         names = {name for name, _ in scope["headers"]}
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         self._body_left = b"transfer-encoding" in names or any(value.strip(b"0 ") for value in lengths)
+        self._closes = False
         self._receive = receive
         self._send = send
         self._ticket = ticket
@@ -95,7 +100,20 @@ class _Call:
             self.status = message["status"]
             headers = [*message["headers"], *self._headers()]
             message = {**message, "headers": headers}
+        elif self._closes and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+
+    async def _linger(self) -> None:
+        """Let a client that is still sending its body read the answer: closing at once would reset it."""
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while self._body_left:
+                    await self.receive()
+        except TimeoutError:
+            pass
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         elapsed_ms = 1000 * (time.monotonic() - self._ticket.started_s)
@@ -103,8 +121,8 @@ class _Call:
             (b"x-request-id", self._ticket.request_id.encode()),
             (b"openai-processing-ms", str(round(elapsed_ms)).encode()),
         ]
-        closes = self._body_left or self._context.draining
-        return [*headers, (b"connection", b"close")] if closes else headers
+        self._closes = self._body_left or self._context.draining
+        return [*headers, (b"connection", b"close")] if self._closes else headers
 
 
 def problem_response(problem: Problem) -> Response:

@@ -124,6 +124,7 @@ class Server(uvicorn.Server):
             watch.cancel()
             if self._draining is not None:
                 self._draining.cancel()
+            self._loop = None
             self._context.close()
         return self.exit_code
 

@@ -78,7 +78,7 @@ def load_checkpoint(path: Path) -> Qwen3:
 
 
 def write_folder(model: Qwen3, tokenizer_file: Path, folder: Path) -> None:
-    """All files but the model card."""
+    """All files but the model card, which is written by hand."""
     tokenizer = load_tokenizer(tokenizer_file)
     end_of_text, im_end = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(IM_END)
     weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
@@ -126,7 +126,7 @@ def check_tokenizer(folder: Path) -> None:
         raise AssertionError("the chat template accepts an unknown role")
 
 
-def export(checkpoint: Path, tokenizer_file: Path, card: Path | None, out: Path) -> None:
+def export(checkpoint: Path, tokenizer_file: Path, out: Path) -> None:
     model = load_checkpoint(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
@@ -134,8 +134,6 @@ def export(checkpoint: Path, tokenizer_file: Path, card: Path | None, out: Path)
         write_folder(model, tokenizer_file, folder)
         difference = check_logits(model, folder)
         check_tokenizer(folder)
-        if card:
-            shutil.copyfile(card, folder / "README.md")
         for file in sorted(folder.iterdir()):
             file.chmod(0o644)
             os.replace(file, out / file.name)
@@ -147,10 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Export a checkpoint as a Hugging Face model folder.")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
-    parser.add_argument("--card", type=Path, help="model card to put beside the weights as README.md")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    export(args.checkpoint, args.tokenizer, args.card, args.out)
+    export(args.checkpoint, args.tokenizer, args.out)
 
 
 if __name__ == "__main__":

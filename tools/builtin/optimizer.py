@@ -38,10 +38,10 @@ def orthogonalize(matrices: Tensor, rounds: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95,
-                 weight_decay: float = 0.0, rounds: int = 4) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum,
-                                  "weight_decay": weight_decay, "rounds": rounds})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, rounds: int = 4
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds})
 
     @torch.no_grad()
     def step(self) -> None:

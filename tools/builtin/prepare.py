@@ -82,8 +82,9 @@ def prepare(text: Path, out: Path, generated_stories: int, generated_chats: int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tokenise the training text.")
-    parser.add_argument("--text", type=Path, required=True,
-                        help="folder with train_simple.txt, valid_simple.txt and chat.jsonl")
+    parser.add_argument(
+        "--text", type=Path, required=True, help="folder with train_simple.txt, valid_simple.txt and chat.jsonl"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json and *.npy")
     parser.add_argument("--stories", type=int, default=40_000, help="how many stories to generate")
     parser.add_argument("--chats", type=int, default=20_000, help="how many conversations to generate")

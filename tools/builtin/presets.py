@@ -36,7 +36,5 @@ class Preset:
 
 PRESETS = {
     "story": Preset(ModelConfig(hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn=704)),
-    "draft": Preset(
-        ModelConfig(hidden=128, layers=3, heads=2, kv_heads=1, head_dim=64, ffn=384)
-    ),
+    "draft": Preset(ModelConfig(hidden=128, layers=3, heads=2, kv_heads=1, head_dim=64, ffn=384)),
 }

@@ -88,8 +88,14 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(args.out))
     sample = "".join(documents[:100])
-    print(json.dumps({"vocab": tokenizer.get_vocab_size(),
-                      "bytes_per_token": len(sample.encode()) / len(tokenizer.encode(sample).ids)}))
+    print(
+        json.dumps(
+            {
+                "vocab": tokenizer.get_vocab_size(),
+                "bytes_per_token": len(sample.encode()) / len(tokenizer.encode(sample).ids),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

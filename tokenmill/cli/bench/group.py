@@ -9,6 +9,7 @@ from tokenmill.cli.app import LazyGroup
 MEASUREMENTS = {
     "serve": ("tokenmill.cli.bench.serve:serve", "Open-loop load on a running server."),
     "scheduler": ("tokenmill.cli.bench.scheduler:scheduler", "Microseconds per step of the scheduler alone."),
+    "kv-waste": ("tokenmill.cli.bench.kv_waste:kv_waste", "KV memory that holds nothing, on a trace of lengths."),
 }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from tokenmill.cli.output import counting, note, print_json, print_table
+from tokenmill.cli.bench.report import finish
+from tokenmill.cli.output import counting, print_table
 
 CONTEXT_SHARE = 0.9
 """Of the context, what prompt and answer may take: the prompt's length in tokens is foreseen, not exact."""
@@ -20,7 +21,7 @@ LATENCIES = {"ttft_s": "first token", "tpot_s": "per output token", "itl_s": "be
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's address.")
 @click.option("--model", help="Which of its models; the first if not given.")
 @click.option("--api-key", envvar="TOKENMILL_API_KEY", help="Its key; or set TOKENMILL_API_KEY.")
-@click.option("--num-requests", default=100, show_default=True, type=click.IntRange(1))
+@click.option("--num-requests", default=100, show_default=True, type=click.IntRange(1), help="How many in all.")
 @click.option("--rate", type=float, help="Poisson arrivals, requests a second; all at once if not given.")
 @click.option("--prompt-tokens", default="16-256", show_default=True, help="A number or a range, drawn uniformly.")
 @click.option("--output-tokens", default="16-128", show_default=True, help="A number or a range, drawn uniformly.")
@@ -38,19 +39,12 @@ def serve(url: str, model: str | None, api_key: str | None, timeout_s: float, as
     import asyncio
 
     from tokenmill.bench.http import Client
-    from tokenmill.bench.machine import make_result, write_result
 
     client = Client(url.rstrip("/").removesuffix("/v1"), api_key, timeout_s)
     output: Path | None = load.pop("output")
-    result = make_result("serve", asyncio.run(_measure(client, model, **load)))
-    if output is not None:
-        write_result(output, result)
-        note(f"kept in {output}")
-    if as_json:
-        print_json(result)
-    else:
-        _print(result)
-    return 1 if result["results"]["failed"] or result["blocks_in_use"] else 0
+    figures = asyncio.run(_measure(client, model, **load))
+    finish("serve", figures, output, as_json, _print)
+    return 1 if figures["results"]["failed"] or figures["blocks_in_use"] else 0
 
 
 async def _measure(
@@ -83,12 +77,11 @@ async def _measure(
         wanted, num_scaled = loads.scale_to_context(wanted, int(context * CONTEXT_SHARE))
     load = loads.plan_load(wanted, rate, rng)
     with counting("requests", num_requests) as bar:
-        outcomes = await bench.run_load(
-            server,
-            load,
-            seed,
-            lambda good, failed, _: bar.update(good + failed, f" ({failed} failed)" if failed else ""),
-        )
+
+        def progress(answered: int, failed: int) -> None:
+            bar.update(answered + failed, f" ({failed} failed)" if failed else "")
+
+        outcomes = await bench.run_load(server, load, seed, progress)
     return {
         "server": {"url": client.base_url, "model": server.model, "max_context": context},
         "load": {
@@ -104,11 +97,11 @@ async def _measure(
 
 
 def _print(result: dict[str, Any]) -> None:
-    found = result["results"]
-    rate = result["load"]["rate_per_s"]
+    found, rate = result["results"], result["load"]["rate_per_s"]
+    pace = "all at once" if rate is None else f"at {rate:g} a second"
     print(
-        f"{found['requests']} requests {'all at once' if rate is None else f'at {rate:g} a second'} to "
-        f"{result['server']['model']}: {found['completed']} completed, {found['failed']} failed, {found['duration_s']:.1f} s"
+        f"{found['requests']} requests {pace} to {result['server']['model']}, {found['duration_s']:.1f} s: "
+        f"{found['completed']} completed, {found['failed']} failed"
     )
     for message, count in found["errors"].items():
         print(f"  {count} × {message}")

@@ -82,12 +82,10 @@ def build(spec: Spec) -> Tokenizer:
 
 def check(spec: Spec) -> None:
     """Raises ``CheckpointError`` for a ``tokenizer.json`` with impossible ids or unsafe patterns (MF-06)."""
-    try:
-        num_merges = len(spec["model"].get("merges") or ())
-        ids = list(_token_ids(spec))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError("tokenizer.json: no model with a vocabulary") from error
-    if len(ids) + num_merges > MAX_ENTRIES:
+    vocab = _vocabulary(spec)
+    added = spec.get("added_tokens", ())
+    ids = [*vocab.values(), *(token["id"] for token in added if vocab.get(token["content"]) != token["id"])]
+    if len(ids) + len(spec["model"].get("merges") or ()) > MAX_ENTRIES:
         raise CheckpointError(f"tokenizer.json: more than {MAX_ENTRIES} tokens and merges")
     if not ids:
         raise CheckpointError("tokenizer.json: the vocabulary is empty")
@@ -102,13 +100,13 @@ def check(spec: Spec) -> None:
             check_pattern(pattern)
 
 
-def _token_ids(spec: Spec) -> Iterator[int]:
-    vocab = spec["model"]["vocab"]
-    tokens = vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
-    yield from tokens.values()
-    for token in spec.get("added_tokens", ()):
-        if tokens.get(token["content"]) != token["id"]:
-            yield token["id"]
+def _vocabulary(spec: Spec) -> dict[str, int]:
+    """Token → id of the model itself, without added tokens."""
+    try:
+        vocab = spec["model"]["vocab"]
+        return dict(vocab) if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("tokenizer.json: no model with a vocabulary") from error
 
 
 def _patterns(part: Any) -> Iterator[str]:
@@ -197,9 +195,9 @@ def _completed(spec: Spec, special_tokens: Mapping[str, str], config: Mapping[st
     """``spec`` with the tokens and the framing that stand in other files."""
     added = [*spec.get("added_tokens", ()), *_config_tokens(config, folder, special_tokens)]
     by_content = {token["content"]: token for token in reversed(added)}  # the first mention wins
-    vocab = spec.get("model", {}).get("vocab")
+    vocab = _vocabulary(spec)
     for token in special_tokens.values():
-        if token not in by_content and isinstance(vocab, dict) and token in vocab:
+        if token not in by_content and token in vocab:
             by_content[token] = formats.added_token(vocab[token], token)
     spec = spec | {"added_tokens": sorted(by_content.values(), key=lambda token: token["id"])}
     if "add_bos_token" in config or "add_eos_token" in config:

@@ -26,10 +26,11 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 3_000_000
+MAX_STEPS = 2_000_000
 """Loop turns, calls and elements handled in one render."""
 MAX_CHARS = 2**28
 """Characters made in one render, those thrown away included."""
+_CALL_STEPS = 8  # a call takes about as long as eight turns of an empty loop
 _MAX_INT_BITS = 4096
 
 
@@ -134,6 +135,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         name = "strftime_now" if __obj is __self.globals["strftime_now"] else getattr(__obj, "__name__", "")
         subject = (owner,) if isinstance(owner, str) else ()
         meter = _METER.get()
+        meter.charge(steps=_CALL_STEPS)
         meter.charge_growth(name, (*subject, *args, *kwargs.values()))
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str):

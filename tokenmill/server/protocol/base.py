@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -43,7 +44,12 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_omitted(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+        """And of a million unknown fields, one is enough to complain about."""
+        if not isinstance(data, dict):
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in data if name not in known), None)
+        return {name: value for name, value in data.items() if value is not None and (name in known or name == unknown)}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -53,6 +59,17 @@ class Wire(BaseModel):
             if name not in made.get("required", ()):
                 made["properties"][name] = {"anyOf": [prop, {"type": "null"}]}
         return made
+
+
+def at_most(limit: int) -> BeforeValidator:
+    """Counts before anything inside is looked at: wrong entries must not cost one error each."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict | list) and len(value) > limit:
+            raise ValueError(f"it holds {len(value)} entries; at most {limit} are taken")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _kind(value: object) -> Literal["~list", "~one"]:
@@ -75,7 +92,7 @@ def _token_id_keys(bias: dict[str, float]) -> dict[str, float]:
 StopString = Annotated[str, Field(min_length=1), AfterValidator(_stop_size)]
 StopStrings = Annotated[
     Annotated[StopString, Tag("~one")]
-    | Annotated[list[StopString], Field(min_length=1, max_length=MAX_STOP_STRINGS), Tag("~list")],
+    | Annotated[list[StopString], Field(fail_fast=True, min_length=1, max_length=MAX_STOP_STRINGS), Tag("~list")],
     Discriminator(_kind),
 ]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -84,7 +101,9 @@ Label = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[\x20-\x7e
 Salt = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:=+~-]+$")]
 """Names a share of the prefix cache. No slashes: it may become part of a key elsewhere."""
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+    at_most(16),
 ]
 
 
@@ -111,6 +130,7 @@ class GenerationRequest(Wire):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=MAX_LOGIT_BIAS),
+        at_most(MAX_LOGIT_BIAS),
         AfterValidator(_token_id_keys),
     ] = Field(default_factory=dict)
     metadata: Metadata | None = None
@@ -125,9 +145,15 @@ class GenerationRequest(Wire):
     repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     min_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     ignore_eos: bool = False
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(default_factory=list)
-    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
+    bad_words: Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] = Field(
+        default_factory=list
+    )
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None
+    ) = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False

@@ -63,7 +63,7 @@ def _content_kind(value: object) -> Literal["~parts", "~text"]:
 
 Content = Annotated[
     Annotated[str, Tag("~text")]
-    | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS), Tag("~parts")],
+    | Annotated[list[ContentPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("~parts")],
     Discriminator(_content_kind),
 ]
 
@@ -83,7 +83,7 @@ class Message(Wire):
     role: Literal["developer", "system", "user", "assistant", "tool"]
     content: Content | None = None
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] = Field(default_factory=list)
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=128)] = Field(default_factory=list)
     tool_call_id: Label | None = None
     refusal: str | None = None
 
@@ -108,19 +108,21 @@ class Message(Wire):
 
 
 class ChatRequest(GenerationRequest):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """Older name of ``max_completion_tokens``; give one of the two."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] = Field(default_factory=list)
     """Checked, then refused unless empty: calling tools is not built."""
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     """Only ``{"type": "text"}`` is built."""
-    modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)] | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(fail_fast=True, min_length=1, max_length=2)] | None = (
+        None
+    )
     """Only ``["text"]`` is built."""
     store: bool = False
     """Answers are not kept: true is refused."""

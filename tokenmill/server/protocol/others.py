@@ -19,7 +19,7 @@ class TokenizeRequest(Wire):
 
     model: Annotated[str, Field(max_length=512)] | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool = True
     """For ``prompt``: put the tokenizer's own first and last tokens around it."""
     add_generation_prompt: bool = True
@@ -39,7 +39,7 @@ class TokenizeRequest(Wire):
 
 class DetokenizeRequest(Wire):
     model: Annotated[str, Field(max_length=512)] | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_DETOKENIZE)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_DETOKENIZE)]
 
 
 class TokenizeAnswer(TypedDict):

@@ -38,59 +38,138 @@ REQUESTS_BY_TITLE = (
     'Do you know the story "{title}"?',
 )
 REQUESTS_OPEN = (
-    "Tell me a story[.|!|, please.]", "Please tell me a [short |] story.", "[Can|Could|Will] you tell me a story?",
-    "Write a [short |] story.", "I want a story!", "Tell me a bedtime story.", "A story, please.",
-    "Once upon a time... go on!", "Do you know [a good|any] story?", "tell me a story", "Another one, please!",
+    "Tell me a story[.|!|, please.]",
+    "Please tell me a [short |] story.",
+    "[Can|Could|Will] you tell me a story?",
+    "Write a [short |] story.",
+    "I want a story!",
+    "Tell me a bedtime story.",
+    "A story, please.",
+    "Once upon a time... go on!",
+    "Do you know [a good|any] story?",
+    "tell me a story",
+    "Another one, please!",
 )
-PREFACES = ("[Of course!|Gladly.|Yes.|Certainly.|With pleasure.] [Listen:|Here it is:|Here is a story.|Sit down and listen.]",)
+PREFACES = (
+    "[Of course!|Gladly.|Yes.|Certainly.|With pleasure.] [Listen:|Here it is:|Here is a story.|Sit down and listen.]",
+)
 PREFACE_SHARE = 0.15
 
 CONTINUE_REQUESTS = (
-    "[Go on|Continue|Finish] [this|the] story: {start}", "How does this story go on? {start}",
+    "[Go on|Continue|Finish] [this|the] story: {start}",
+    "How does this story go on? {start}",
     "[Please continue|Continue]: {start}",
 )
 
-WHAT_HAPPENED = ("What happened to {h}?", "What happens to {h} [in the end|in the story]?", "What was the story about?",
-                 "Who is {h}?")
-FOLLOW_UPS = ("I liked that[ story|]!", "[Thank you|Thanks]! [That was nice.|I liked it.|]", "What a [nice|lovely|good] story!")
+WHAT_HAPPENED = (
+    "What happened to {h}?",
+    "What happens to {h} [in the end|in the story]?",
+    "What was the story about?",
+    "Who is {h}?",
+)
+FOLLOW_UPS = (
+    "I liked that[ story|]!",
+    "[Thank you|Thanks]! [That was nice.|I liked it.|]",
+    "What a [nice|lovely|good] story!",
+)
 FOLLOW_UP_ANSWERS = (
     "I am glad[ that you liked it|]! [Would you like|Do you want] [another one|to hear another]?",
-    "Thank you! {H} would be [happy|glad] too.", "[You are welcome!|Thank you for listening!] Come back [soon|when you like].",
+    "Thank you! {H} would be [happy|glad] too.",
+    "[You are welcome!|Thank you for listening!] Come back [soon|when you like].",
 )
 
 # Small talk: what people say, and what the teller answers.
 TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("Hello!", "Hello.", "Hi!", "Hi", "hello", "Hello there!", "Hey!", "Good [morning|evening|day]!"),
-     ("Hello! [I am a little teller of tales.|It is good to see you.|] [What shall I tell you?|Shall I tell you a story?|"
-      "Would you like to hear a story?]",
-      "Good day to you! [Sit down by the fire.|Come closer.] [What story would you like?|Shall I tell you a story?]")),
-    (("Who are you?", "What are you?", "What is your name?", "Tell me about yourself.", "who are you",
-      "Are you [a robot|a human|a person|an AI]?"),
-     ("I am a little teller of tales. [I live in a very small computer program|I am a very small language model], and I know "
-      "[stories of foxes and kings|many simple stories].",
-      "I am a small language model that tells stories. [Ask me for one!|Would you like to hear one?]")),
-    (("How are you?", "How are you today?", "How do you do?"),
-     ("I am [very |]well, thank you. [And you?|How are you?|Shall I tell you a story?]", "Very well, thank you! [My head is full of stories.|]")),
-    (("Thank you!", "Thanks!", "Thank you very much.", "thanks"),
-     ("You are welcome!", "You are [very |] welcome. [Come back soon!|Shall I tell you another story?]", "It was a pleasure.")),
-    (("Goodbye!", "Bye!", "Good night!", "See you [soon|tomorrow]!"),
-     ("Goodbye! [Come back soon.|Sleep well.|May your road be smooth.]", "Good night! [Sleep well.|May the stars watch over you.]")),
-    (("What can you do?", "Can you help me?", "What do you know?"),
-     ("I can tell [you |]stories. [Ask me for a story about a fox, a king or a lost hat.|Say who it should be about, and I will begin.]",
-      "I know [about |]stories, and [little|not much] else. Tell me a name or a thing, and I will make a story of it.")),
-    (("I am sad.", "I feel sad today.", "I am lonely.", "I had a bad day."),
-     ("I am sorry to hear that. [Even the longest night ends in the morning.|A story may help.] [Shall I tell you one?|"
-      "Sit down, and I will tell you a story.]",)),
-    (("I am happy!", "I am so happy today!", "I had a good day."),
-     ("How good to hear! [Joy grows when it is shared.|Then the sun shines twice today.] [Shall I tell you a merry story?|]",)),
-    (("What is [2+2|the capital of France|7 times 8]?", "Can you write code?", "Who is the president?", "Solve this for me."),
-     ("I am only a teller of tales, and I do not know such things. [But I can tell you a story.|Shall I tell you a story?]",)),
-    (("Do you like [animals|foxes|stories|kings|dragons]?", "What is your favourite story?"),
-     ("[Yes, very much!|Oh yes!] I like [every story that ends well|stories of small animals with brave hearts|the one about the fox best]. "
-      "[And you?|Shall I tell you one?]",)),
-    (("What is the moral of your stories?", "What should I do when I am afraid?", "Give me some advice."),
-     ("Be kind, and be brave. [To be brave is to be afraid and to go on.|A friend makes every road shorter.]",
-      "[Share what you have|Keep your word|Help the small ones], and [you will never be alone|all will be well].")),
+    (
+        ("Hello!", "Hello.", "Hi!", "Hi", "hello", "Hello there!", "Hey!", "Good [morning|evening|day]!"),
+        (
+            "Hello! [I am a little teller of tales.|It is good to see you.|] [What shall I tell you?|Shall I tell you a story?|"
+            "Would you like to hear a story?]",
+            "Good day to you! [Sit down by the fire.|Come closer.] [What story would you like?|Shall I tell you a story?]",
+        ),
+    ),
+    (
+        (
+            "Who are you?",
+            "What are you?",
+            "What is your name?",
+            "Tell me about yourself.",
+            "who are you",
+            "Are you [a robot|a human|a person|an AI]?",
+        ),
+        (
+            "I am a little teller of tales. [I live in a very small computer program|I am a very small language model], and I know "
+            "[stories of foxes and kings|many simple stories].",
+            "I am a small language model that tells stories. [Ask me for one!|Would you like to hear one?]",
+        ),
+    ),
+    (
+        ("How are you?", "How are you today?", "How do you do?"),
+        (
+            "I am [very |]well, thank you. [And you?|How are you?|Shall I tell you a story?]",
+            "Very well, thank you! [My head is full of stories.|]",
+        ),
+    ),
+    (
+        ("Thank you!", "Thanks!", "Thank you very much.", "thanks"),
+        (
+            "You are welcome!",
+            "You are [very |] welcome. [Come back soon!|Shall I tell you another story?]",
+            "It was a pleasure.",
+        ),
+    ),
+    (
+        ("Goodbye!", "Bye!", "Good night!", "See you [soon|tomorrow]!"),
+        (
+            "Goodbye! [Come back soon.|Sleep well.|May your road be smooth.]",
+            "Good night! [Sleep well.|May the stars watch over you.]",
+        ),
+    ),
+    (
+        ("What can you do?", "Can you help me?", "What do you know?"),
+        (
+            "I can tell [you |]stories. [Ask me for a story about a fox, a king or a lost hat.|Say who it should be about, and I will begin.]",
+            "I know [about |]stories, and [little|not much] else. Tell me a name or a thing, and I will make a story of it.",
+        ),
+    ),
+    (
+        ("I am sad.", "I feel sad today.", "I am lonely.", "I had a bad day."),
+        (
+            "I am sorry to hear that. [Even the longest night ends in the morning.|A story may help.] [Shall I tell you one?|"
+            "Sit down, and I will tell you a story.]",
+        ),
+    ),
+    (
+        ("I am happy!", "I am so happy today!", "I had a good day."),
+        (
+            "How good to hear! [Joy grows when it is shared.|Then the sun shines twice today.] [Shall I tell you a merry story?|]",
+        ),
+    ),
+    (
+        (
+            "What is [2+2|the capital of France|7 times 8]?",
+            "Can you write code?",
+            "Who is the president?",
+            "Solve this for me.",
+        ),
+        (
+            "I am only a teller of tales, and I do not know such things. [But I can tell you a story.|Shall I tell you a story?]",
+        ),
+    ),
+    (
+        ("Do you like [animals|foxes|stories|kings|dragons]?", "What is your favourite story?"),
+        (
+            "[Yes, very much!|Oh yes!] I like [every story that ends well|stories of small animals with brave hearts|the one about the fox best]. "
+            "[And you?|Shall I tell you one?]",
+        ),
+    ),
+    (
+        ("What is the moral of your stories?", "What should I do when I am afraid?", "Give me some advice."),
+        (
+            "Be kind, and be brave. [To be brave is to be afraid and to go on.|A friend makes every road shorter.]",
+            "[Share what you have|Keep your word|Help the small ones], and [you will never be alone|all will be well].",
+        ),
+    ),
 )
 
 
@@ -101,7 +180,10 @@ def message(role: str, content: str) -> Message:
 def conversation(plots: Sequence[Plot], rng: random.Random) -> list[Message]:
     """One conversation of a kind drawn by weight, sometimes with a system prompt."""
     kinds: tuple[tuple[Callable[..., list[Message]], float], ...] = (
-        (story_talk, 0.6), (wish_talk, 0.2), (continue_talk, 0.08), (small_talk, 0.12),
+        (story_talk, 0.6),
+        (wish_talk, 0.2),
+        (continue_talk, 0.08),
+        (small_talk, 0.12),
     )
     kind = rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
     messages = kind(plots, rng)
@@ -179,7 +261,10 @@ def questions(story: Story, rng: random.Random) -> list[Message]:
 
 def summary(story: Story, rng: random.Random) -> str:
     about = rng.choice([a for a in story.plot.about if a.startswith("{h.a}")] or story.plot.about)
-    templates = ["It is a story about {about}.", "[The story was|It was a story] about {about}. [All ended well.|]"]
+    templates = [
+        "It is a story about {about}.",
+        "[The story was|It was a story] about {about}. [All ended well.|]",
+    ]
     return say(templates, story.scope | {"about": expand(about, story.scope, rng)}, rng)
 
 

@@ -65,8 +65,13 @@ class Thing:
 
     def form(self, key: str) -> str:
         full = f"{self.adjective} {self.noun}"
-        return {"": self.noun, "a": f"a {full}", "the": f"the {full}", "full": full,
-                "adjective": self.adjective}[key]
+        return {
+            "": self.noun,
+            "a": f"a {full}",
+            "the": f"the {full}",
+            "full": full,
+            "adjective": self.adjective,
+        }[key]
 
 
 Scope = dict[str, "Character | Thing | str"]

@@ -14,7 +14,7 @@ from stories import words
 from stories.grammar import Character, Scope, cast_character, choose_thing, expand, polish
 from stories.macros import OPENINGS
 
-SMALL_WORDS = frozenset("a an and at for in of on the to".split())
+SMALL_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "the", "to"})
 TITLE_SHARE = 0.3
 MORAL_SHARE = 0.6
 DENSE_SHARE = 0.35
