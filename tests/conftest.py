@@ -12,6 +12,9 @@ SHARED = ROOT.parent / "shared"
 
 # No test may wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads that wait for one another sleep instead of spinning: on a machine that does other work too, spinning
+# made a step six times slower (docs/log.md). Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

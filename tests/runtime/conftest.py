@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from tests.runtime.support import VOCAB
 from tokenmill.models.load import load_model
@@ -19,10 +21,18 @@ class Tiny:
     theirs: Any
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """One thread is quicker for tiny tensors, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    import torch
-    import transformers
+    transformers = pytest.importorskip("transformers")
 
     torch.manual_seed(0)
     config = transformers.Qwen3Config(

@@ -46,45 +46,15 @@ from tokenmill.core.request import FinishReason, Request
 from tokenmill.core.sequence import Sequence
 from tokenmill.core.step import NewSequence, StepPlan, StepResult
 from tokenmill.engine.kvcache import KVCache
-from tokenmill.engine.kvcache.manager import BlockUpdate
 from tokenmill.engine.scheduler.account import CauseClock
 from tokenmill.engine.scheduler.batching import make_batching
 from tokenmill.engine.scheduler.budget import make_budget
+from tokenmill.engine.scheduler.draft import PlanDraft
 from tokenmill.engine.scheduler.policy import make_policy
 from tokenmill.engine.scheduler.preemption import make_preemption
 from tokenmill.engine.scheduler.requests import LiveRequest, account_of
 
 Outcome = Literal["finished", "failed", "aborted"]
-
-
-class _Draft:
-    """The columns of a plan in the making."""
-
-    __slots__ = ("counts", "new", "rows", "starts", "updates")
-
-    def __init__(self) -> None:
-        self.rows: list[Sequence] = []
-        self.starts: list[int] = []
-        self.counts: list[int] = []
-        self.new: dict[int, NewSequence] = {}
-        self.updates: dict[int, BlockUpdate] = {}
-
-    def add(self, seq: Sequence, count: int) -> None:
-        """Put the next ``count`` tokens of ``seq`` into the step; the last known one brings a new token."""
-        self.rows.append(seq)
-        self.starts.append(seq.num_planned)
-        self.counts.append(count)
-        seq.num_planned += count
-        if seq.num_planned == seq.num_tokens + seq.num_pending:
-            seq.num_pending += 1
-
-    def remove(self, seq: Sequence) -> None:
-        """``seq`` leaves the batch: whatever it had got in this step is void."""
-        self.updates.pop(seq.seq_id, None)
-        self.new.pop(seq.seq_id, None)
-        if seq in self.rows:
-            i = self.rows.index(seq)
-            del self.rows[i], self.starts[i], self.counts[i]
 
 
 class Scheduler:
@@ -107,7 +77,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, str]] = []
         self._dropped: list[int] = []  # the worker knows them, and shall forget them
         self._in_flight: deque[StepPlan] = deque()
-        self._draft = _Draft()
+        self._draft = PlanDraft()
         self._events = StepEvents()
         self._seq_ids = counter()
         self._queue_clock = CauseClock("max_seqs")
@@ -211,7 +181,7 @@ class Scheduler:
         for seq in self._newcomers:
             account_of(seq).enter("queue", now, clock=self._queue_clock)
         self._newcomers.clear()
-        draft = self._draft = _Draft()
+        draft = self._draft = PlanDraft()
         num_preemptions = self.num_preemptions
         behind = self._plan_generating(draft, now)
         room = self.budget.tokens(len(draft.rows))
@@ -224,7 +194,7 @@ class Scheduler:
             self._queue_clock.change("kv_blocks", now)
         return self._seal(draft, num_generating, now)
 
-    def _plan_generating(self, draft: _Draft, now: float) -> list[Sequence]:
+    def _plan_generating(self, draft: PlanDraft, now: float) -> list[Sequence]:
         """Give every sequence that is one token behind its row; return those further behind."""
         behind: list[Sequence] = []
         rows, starts, counts = draft.rows, draft.starts, draft.counts
@@ -247,7 +217,7 @@ class Scheduler:
             seq.num_pending = pending + 1
         return behind
 
-    def _cut_to_budget(self, draft: _Draft, room: int, now: float) -> int:
+    def _cut_to_budget(self, draft: PlanDraft, room: int, now: float) -> int:
         """Leave out generating sequences beyond the budget; returns the tokens left."""
         for seq in draft.rows[room:]:
             seq.num_planned -= 1
@@ -256,7 +226,7 @@ class Scheduler:
         del draft.rows[room:], draft.starts[room:], draft.counts[room:]
         return room - len(draft.rows)
 
-    def _plan_behind(self, draft: _Draft, behind: list[Sequence], room: int, now: float) -> int:
+    def _plan_behind(self, draft: PlanDraft, behind: list[Sequence], room: int, now: float) -> int:
         """Spend what is left of the budget on sequences already admitted that are further behind."""
         for seq in behind:
             count = min(seq.num_remaining, room)
@@ -272,7 +242,7 @@ class Scheduler:
             room -= count
         return room
 
-    def _make_room(self, seq: Sequence, num_tokens: int, draft: _Draft, now: float) -> bool:
+    def _make_room(self, seq: Sequence, num_tokens: int, draft: PlanDraft, now: float) -> bool:
         """Get blocks for ``seq``, at the cost of others if it must; False if it had to give way itself."""
         if seq.seq_id not in self._running:
             return False
@@ -297,7 +267,7 @@ class Scheduler:
         self._events.decisions.append(lost)
         self.preempt(victim, now)
 
-    def _admit(self, draft: _Draft, room: int, now: float) -> None:
+    def _admit(self, draft: PlanDraft, room: int, now: float) -> None:
         """Take up waiting sequences; whatever stops this is what the rest of the queue waits for."""
         head = self.policy.peek()
         if head is None:
@@ -330,7 +300,7 @@ class Scheduler:
             return self.cache.fork(leader, seq, now)
         return self.cache.admit(seq, now)
 
-    def _start(self, seq: Sequence, draft: _Draft, room: int, now: float) -> int:
+    def _start(self, seq: Sequence, draft: PlanDraft, room: int, now: float) -> int:
         """Put a sequence that just got its blocks into the batch; returns how many tokens it spends."""
         waited_for = self._queue_clock.cause
         account = account_of(seq)
@@ -357,9 +327,9 @@ class Scheduler:
         draft.add(seq, count)
         return count
 
-    def _seal(self, draft: _Draft, num_generating: int, now: float) -> StepPlan:
+    def _seal(self, draft: PlanDraft, num_generating: int, now: float) -> StepPlan:
         """Make the plan, and settle what it means for the accounts."""
-        self._draft = _Draft()
+        self._draft = PlanDraft()
         rows = draft.rows
         if not rows:
             return StepPlan(self.num_steps, (), (), ())

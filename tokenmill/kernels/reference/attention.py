@@ -1,7 +1,7 @@
 """Attention over a paged KV cache: ragged, any mix of prompt chunks and single tokens in one call.
 
 The plan, made once a step, cuts the work into pairs of a **query tile** (``tile_tokens`` consecutive tokens of
-one row, times the query heads that share a key head: about 16 rows) and a **key tile** (64 positions of the
+one row, times the query heads that share a key head: at most 12 rows unless one token needs more) and a **key tile** (64 positions of the
 same sequence, at absolute multiples of 64). Every product has the shape of one pair, and every reduction
 over keys goes tile by tile in the order of positions::
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from tokenmill.kernels.reference.elementwise import exp
 
 KEY_TILE = 64
-QUERY_ROWS = 16
+QUERY_ROWS = 12  # two register tiles of MKL, so that no row is a remainder (see linear.py)
 _MIN_PAIRS = 16  # products per batch, at least: see the package's docstring
 _MAX_PAIRS = 512  # products per batch, unless a single query tile needs more
 

@@ -1,9 +1,13 @@
-"""``linear``: y = x Wᵀ + b, in tiles of 16 rows by a fraction of the columns.
+"""``linear``: y = x Wᵀ + b, in tiles of 6 rows by a part of the columns.
 
-A tile is a batched product ``[parts, 16, K] x [parts, K, N / parts]``; the last tile's missing rows are zeros.
-``parts`` depends on N alone. See the package's docstring for why a batch. Measured with MKL's AVX2 and AVX-512
-code at 1 and 2 threads: bits independent of row, company and number of threads, where a plain product of 16
-rows changes bits with the row's position (AVX2, 2 threads, N 64) and with the number of threads.
+A tile is a batched product ``[parts, 6, K] x [parts, K, N / parts]``; the last tile's missing rows are zeros.
+``parts`` depends on N alone; a matrix too narrow to cut is multiplied twice, since a batch of one is what must
+not be (see the package's docstring). Six rows are one register tile of MKL: no row is a remainder, and a
+single token pays little for the empty ones.
+
+Measured with MKL's AVX2 and AVX-512 code at 1 to 16 threads: bits independent of row, company and number of
+threads, where a plain product changes bits with the number of rows (any of 1, 2, 3, 5, 6, 7 against 16), in
+AVX2 code with a row's position among 16 (K 128, N 64, 2 threads), and with the number of threads.
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-TILE_ROWS = 16
+TILE_ROWS = 6
 _MAX_PARTS = 64
-_MIN_COLUMNS = 16
+_MIN_COLUMNS = 256  # narrower products take a path of MKL that is several times slower
 
 
 @lru_cache(maxsize=256)
 def _num_parts(num_columns: int) -> int:
-    """Into how many equal parts the columns are split; 1 where they cannot be."""
+    """Into how many equal parts the columns are cut; 1 where they cannot be."""
     most = min(_MAX_PARTS, num_columns // _MIN_COLUMNS)
     return next((parts for parts in range(most, 1, -1) if num_columns % parts == 0), 1)
 
@@ -30,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     num_rows, num_columns = x.shape[0], weight.shape[0]
     parts = _num_parts(num_columns)
     if parts == 1:
-        batched = weight.t().expand(2, -1, -1)  # twice the same: a batch of one is what must not be
+        batched = weight.t().expand(2, -1, -1)
     else:
         batched = weight.view(parts, num_columns // parts, -1).transpose(1, 2)
     out = x.new_empty(num_rows, num_columns)

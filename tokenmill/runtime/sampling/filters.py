@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenmill.core.params import SamplingParams
 
-WIDTHS = (256, 4096)
+WIDTHS = (63, 1023)
 """How many of the likeliest tokens are tried before the whole vocabulary is sorted."""
 
 

@@ -41,6 +41,10 @@ class Sample(NamedTuple):
     error: str | None = None
 
 
+AT_ONCE = 2**20
+"""Logits worked on at once: with large vocabularies a few rows after the other, in memory that stays warm."""
+
+
 class Sampler:
     """Chooses the next token of any number of sequences at once; keeps no state of its own."""
 
@@ -51,22 +55,29 @@ class Sampler:
             logits: [S, V] float32, one row a sequence; used as scratch.
             sequences: S of them; not changed (the caller appends the token).
         """
-        if not sequences:
-            return []
-        errors = _not_finite(logits, range(len(sequences)), sequences)
-        live = [row for row in range(len(sequences)) if row not in errors]
-        reported = [row for row in live if sequences[row].params.logprobs is not None]
-        untouched = logits[reported] if reported else logits[:0]
-        errors |= _apply_stages(logits, live, sequences)
-        chosen = _choose(logits, [row for row in live if row not in errors], sequences)
-        described = _describe(untouched, reported, chosen, sequences)
-        return [Sample(chosen.get(row), described.get(row), errors.get(row)) for row in range(len(sequences))]
+        num_rows = max(1, AT_ONCE // logits.shape[1])
+        samples: list[Sample] = []
+        for begin in range(0, len(sequences), num_rows):
+            part = slice(begin, begin + num_rows)
+            samples += _sample(logits[part], sequences[part])
+        return samples
 
 
-def _not_finite(logits: Tensor, rows: Sequence[int], sequences: Sequence[SampledSequence]) -> dict[int, str]:
+def _sample(logits: Tensor, sequences: Sequence[SampledSequence]) -> list[Sample]:
+    errors = _not_finite(logits, sequences)
+    live = [row for row in range(len(sequences)) if row not in errors]
+    reported = [row for row in live if sequences[row].params.logprobs is not None]
+    untouched = logits[reported] if reported else logits[:0]
+    errors |= _apply_stages(logits, live, sequences)
+    chosen = _choose(logits, [row for row in live if row not in errors], sequences)
+    described = _describe(untouched, reported, chosen, sequences)
+    return [Sample(chosen.get(row), described.get(row), errors.get(row)) for row in range(len(sequences))]
+
+
+def _not_finite(logits: Tensor, sequences: Sequence[SampledSequence]) -> dict[int, str]:
     """Rows without a finite maximum (the maximum of a row with a NaN is NaN)."""
     finite: list[bool] = logits.amax(1).isfinite().tolist()
-    return {row: NOT_FINITE.format(position=len(sequences[row].token_ids)) for row in rows if not finite[row]}
+    return {row: NOT_FINITE.format(position=len(seq.token_ids)) for row, seq in enumerate(sequences) if not finite[row]}
 
 
 def _apply_stages(scores: Tensor, live: list[int], sequences: Sequence[SampledSequence]) -> dict[int, str]:
