@@ -166,5 +166,13 @@ def test_finding_the_duplicate_among_many_keys_is_quick() -> None:
 
 
 def test_answers_never_hold_what_json_cannot() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        jsonio.dumps({"a": float("nan")})
+    """NU-06: every byte is for a strict parser."""
+    value = {"a": [float("nan"), float("inf"), 1e-9], "é": "\ud800 \x00"}
+    text = jsonio.dumps(value).decode()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(jsonio.dumps([float("nan"), -float("inf"), 1e-9]), parse_constant=refuse) == [None, None, 1e-9]
+    assert text.startswith('{"a":')
+    assert jsonio.dumps({"é": "\x00\u2028"}) == '{"é":"\\u0000\u2028"}'.encode()

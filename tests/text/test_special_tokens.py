@@ -76,6 +76,15 @@ def test_bi16_the_rest_is_encoded_as_ever(name: str, codec_of: CodecOf) -> None:
         assert codec._guard.encode(marked) == codec.encode(marked, add_special_tokens=False)
 
 
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_bi16_tokens_that_take_their_surroundings_along(flag: str) -> None:
+    tokenizer = Tokenizer.from_str(_tiny_spec())
+    tokenizer.add_special_tokens([AddedToken("<a>", special=True, normalized=False, **{flag: True})])
+    codec = codec_from(tokenizer, "unused")
+    for text in ("x <a> y", "x<a>y", " <a>", "<a>\n<a>", "<a>  "):
+        assert codec._guard.encode(text) == codec.encode(text), text
+
+
 def test_bi16_everywhere_a_client_may_write(story: TextCodec) -> None:
     codec = with_template(story)
     base = special_count(codec, codec.encode_chat(user("hello")))

@@ -29,7 +29,7 @@ Group = Literal["weights", "kv", "workspace", "process"]
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 
-KEY_TILE, QUERY_ROWS, MAX_PAIRS = 64, 16, 512
+KEY_TILE, QUERY_ROWS, MAX_PAIRS = 64, 12, 512
 """How the reference attention cuts its work (``kernels/reference/attention.py``; a test compares)."""
 PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits the worker holds at once."""
@@ -39,7 +39,7 @@ LOGIT_BYTES = 36
 DEFAULT_KV_BYTES = 4_000_000_000
 """The KV pool takes no more than this unless it is told to, or one full context needs it."""
 MIN_CONTEXT = 512
-"""A context that was left open is not cut below this (or the model's own, if shorter)."""
+"""A context that was left open is not cut below this (or the model's own, if shorter), unless the pool was given."""
 PROCESS_BYTES = 150_000_000
 """What interpreter and libraries still take after their import: threads, arenas, code paths first used."""
 TOKENIZER_BYTES_PER_TOKEN = 600
@@ -196,7 +196,8 @@ class _Demand:
     @property
     def needed_context(self) -> int:
         """The context that must fit."""
-        return self.source.max_context or min(self.config.max_context, MIN_CONTEXT)
+        least = 1 if self.blocks_are_given else MIN_CONTEXT
+        return self.source.max_context or min(self.config.max_context, least)
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.cache.block_size)

@@ -30,18 +30,15 @@ class Gathered:
 
 
 async def gather(generation: Generation) -> list[list[Gathered]]:
-    """Follow ``generation`` to its end: the choices of each prompt. Cancelled or failed, it is given up."""
+    """Follow ``generation`` to its end: the choices of each prompt."""
     made = [[Gathered(index) for index in range(generation.params.n)] for _ in generation.handles]
-    try:
-        async for prompt, output in generation:
-            choice = made[prompt][output.index]
-            choice.texts.append(output.text)
-            choice.token_ids += output.token_ids
-            choice.logprobs += output.logprobs or ()
-            if output.finish_reason is not None:
-                choice.finish_reason, choice.stop_reason = output.finish_reason, output.stop_reason
-    finally:
-        generation.close()
+    async for prompt, output in generation.outputs():
+        choice = made[prompt][output.index]
+        choice.texts.append(output.text)
+        choice.token_ids += output.token_ids
+        choice.logprobs += output.logprobs or ()
+        if output.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = output.finish_reason, output.stop_reason
     return made
 
 

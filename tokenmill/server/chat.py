@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from starlette.requests import Request
@@ -42,7 +43,8 @@ async def chat(context: Context, request: Request, body: ChatRequest) -> Respons
             include_usage=body.include_usage,
         )
         return EventStream(context, ticket.request_id, frames, generation.close)
-    gathered = await unless_gone(request.receive, gather(generation))
+    with closing(generation):
+        gathered = await unless_gone(request.receive, gather(generation))
     return json_response(_answer(context, body, generation, base, gathered[0]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,7 +50,8 @@ async def completions(context: Context, request: Request, body: CompletionReques
     if body.stream:
         frames = stream_frames(generation, writer, base, include_usage=body.include_usage)
         return EventStream(context, ticket.request_id, frames, generation.close)
-    gathered = await unless_gone(request.receive, gather(generation))
+    with closing(generation):
+        gathered = await unless_gone(request.receive, gather(generation))
     answer: CompletionAnswer = {
         **base,  # type: ignore[typeddict-item]
         "choices": [writer.whole(prompt, choice) for prompt, choices in enumerate(gathered) for choice in choices],
@@ -69,7 +71,8 @@ async def _read_prompts(context: Context, body: CompletionRequest) -> list[Promp
             context.check_size(num_bytes, "prompt")
             prompts.append(Prompt(await context.off_loop(num_bytes, partial(codec.encode, prompt)), prompt))
         else:
-            prompts.append(Prompt(prompt, codec.decode(prompt) if body.echo else ""))
+            text = codec.decode(prompt, skip_special_tokens=body.skip_special_tokens) if body.echo else ""
+            prompts.append(Prompt(prompt, text))
     return prompts
 
 

@@ -1,7 +1,7 @@
 """One HTTP request's generation, whatever its endpoint: submit, follow, account for, and never leave behind.
 
-A ``Generation`` is one or more prompts submitted together. Iterating it brings ``(prompt, Output)`` as the
-engine makes them; ``close`` gives up whatever is not done. Whoever makes one closes it, on every path: that
+A ``Generation`` is one or more prompts submitted together. ``outputs`` brings ``(prompt, Output)`` as the engine
+makes them; ``close`` gives up whatever is not done. Whoever makes one closes it, on every path: that
 is what frees the blocks of a client that went away.
 """
 
@@ -56,7 +56,7 @@ class Generation:
                 self.handles.append(
                     context.service.submit(_submission(ticket.request_id, index, prompt, params, wishes))
                 )
-        except TokenmillError:
+        except BaseException:
             self._abort()
             raise
         ticket.submitted = True
@@ -65,7 +65,7 @@ class Generation:
     def num_choices(self) -> int:
         return len(self.handles) * self.params.n
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[int, Output], None]:
+    async def outputs(self) -> AsyncGenerator[tuple[int, Output], None]:
         """Increments as they come, with the number of their prompt; raises what ends the request."""
         try:
             async with contextlib.aclosing(_merge(self.handles)) as outputs:

@@ -16,19 +16,25 @@ first frame takes longer than ``ping_s``, it starts with a comment instead.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from tokenmill.core.errors import TokenmillError
 from tokenmill.server import jsonio
 from tokenmill.server.context import Context
 from tokenmill.server.errors import problem_of
 from tokenmill.server.generate import AbortCause, cancel, gone
 
+log = logging.getLogger(__name__)
+
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+LOOKS = 4
+"""How many times the shortest of a stream's periods is looked at: a period may be this fraction too long."""
 _START: Message = {
     "type": "http.response.start",
     "status": 200,
@@ -63,22 +69,20 @@ class EventStream(Response):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        line = _Line(send, self._context.settings.write_stall_s)
+        line = _Line(send)
         pump = asyncio.ensure_future(self._pump(line))
-        helpers = [asyncio.ensure_future(gone(receive)), asyncio.ensure_future(self._keep_alive(line))]
+        watchers = [asyncio.ensure_future(gone(receive)), asyncio.ensure_future(self._watch(line))]
         cause: AbortCause = "disconnect"
         try:
-            await asyncio.wait({pump, *helpers}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()
-            for helper in helpers:
-                if helper.done():
-                    helper.result()
+            await asyncio.wait({pump, *watchers}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (pump, *watchers):
+                if task.done():
+                    task.result()
         except _WriteStalled:
             cause = "write_stall"
             self._context.cut(scope)
         finally:
-            await cancel(pump, *helpers)
+            await cancel(pump, *watchers)
             await self._frames.aclose()
             self._close(cause)
 
@@ -87,18 +91,31 @@ class EventStream(Response):
             async for data in self._frames:
                 await line.write(data)
         except Exception as error:
-            if isinstance(error, _WriteStalled) or not line.started:
+            if not line.started:
                 raise
+            if not isinstance(error, TokenmillError):
+                log.exception("request %s failed", self._request_id)
             await line.write(frame(problem_of(error, self._request_id).body))
             return  # without the closing chunk: the connection is cut
         await line.finish()
 
-    async def _keep_alive(self, line: _Line) -> None:
-        period_s = self._context.settings.ping_s
+    async def _watch(self, line: _Line) -> None:
+        """Say something when there was nothing to say; raise when the client does not take what was said.
+
+        One look now and then for a whole stream costs less than a deadline for every write.
+        """
+        settings = self._context.settings
         while True:
-            await asyncio.sleep(max(0.01, line.last_s + period_s - time.monotonic()))
-            if time.monotonic() >= line.last_s + period_s:
-                await line.write(PING)
+            await asyncio.sleep(min(settings.ping_s, settings.write_stall_s) / LOOKS)
+            idle_s = time.monotonic() - line.last_s
+            if line.writing and idle_s >= settings.write_stall_s:
+                raise _WriteStalled
+            if not line.writing and idle_s >= settings.ping_s:
+                try:
+                    async with asyncio.timeout(settings.write_stall_s):
+                        await line.write(PING)
+                except TimeoutError:
+                    raise _WriteStalled from None
 
 
 class _WriteStalled(Exception):
@@ -106,27 +123,25 @@ class _WriteStalled(Exception):
 
 
 class _Line:
-    """The sending half of a connection, with a limit on how long a write may wait for the client."""
+    """The sending half of a connection: has it begun, is a write waiting for the client, and since when?"""
 
-    def __init__(self, send: Send, stall_s: float) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._stall_s = stall_s
         self.started = False
+        self.writing = False
         self.last_s = time.monotonic()
+        """The last beginning or end of a write."""
 
     async def write(self, data: bytes) -> None:
         if not self.started:
             self.started = True
             await self._put(_START)
         await self._put({"type": "http.response.body", "body": data, "more_body": True})
-        self.last_s = time.monotonic()
 
     async def finish(self) -> None:
         await self._put({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _put(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._stall_s):
-                await self._send(message)
-        except TimeoutError:
-            raise _WriteStalled from None
+        self.writing, self.last_s = True, time.monotonic()
+        await self._send(message)
+        self.writing, self.last_s = False, time.monotonic()

@@ -37,7 +37,7 @@ async def stream_frames(
         base = {**base, "usage": None}
     num_open = generation.num_choices
     last: dict[str, Any] = {}
-    async with aclosing(generation.__aiter__()) as outputs:
+    async with aclosing(generation.outputs()) as outputs:
         async for prompt, output in outputs:
             for choice in make.increments(prompt, output):
                 yield frame({**base, "choices": [choice]})

@@ -13,7 +13,7 @@ and speak as the system. Special tokens are therefore told apart by who wrote th
 
 A chat in which the user wrote no special token takes none of this: it is rendered and encoded as it is.
 A template that deletes text from the middle of a message could still join two harmless halves to a special
-token; templates known to us do not.
+token; no template that we know does so.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class SpecialTokenGuard:
     def _finder(self) -> Tokenizer:
         """A tokenizer that knows nothing but the special tokens; 0 is all other text."""
         finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
-        finder.add_special_tokens([_raw(token, token.content) for token in self._special.values()])
+        for token in self._special.values():
+            bare = AddedToken(token.content, single_word=token.single_word, normalized=False, special=True)
+            finder.add_special_tokens([bare])
         return finder
 
     @cached_property
@@ -118,11 +120,6 @@ class SpecialTokenGuard:
 
 def _seal(index: int) -> str:
     return SEAL + chr(_FIRST_SEAL + index)
-
-
-def _raw(token: AddedToken, content: str) -> AddedToken:
-    flags = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
-    return AddedToken(content, normalized=False, special=True, **flags)
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
