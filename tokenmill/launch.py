@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenmill import __version__
 from tokenmill.core.clock import MonotonicClock
 from tokenmill.core.engine_config import EngineConfig
+from tokenmill.core.errors import ConfigError
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.engine.async_service import EngineService
 from tokenmill.engine.contracts import Executor
@@ -109,10 +110,10 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     """Everything, ready to step. Raises what ``inspect`` raises."""
     progress = progress or Silent()
     checkpoint = inspect(config, progress)
-    executor, measured = load_executor(config, checkpoint, progress)
     ledger = checkpoint.ledger
+    journal = _open_journal(config, ledger)
+    executor, measured = load_executor(config, checkpoint, progress)
     cache = KVCache(ledger.num_blocks, ledger.block_size, prefix_caching=config.cache.prefix_caching)
-    journal = JournalWriter(Path(config.journal), journal_header(config, ledger)) if config.journal else None
     engine = Engine(Scheduler(cache, config.scheduler), executor, MonotonicClock(), depth=config.depth, journal=journal)
     limits = ModelLimits(
         max_context=ledger.max_context,
@@ -143,6 +144,15 @@ def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progre
     executor = LocalExecutor(Worker(model, kv))
     executor.start()
     return executor, Measured(_weight_bytes(model), kv.num_bytes, resident_bytes() - before_bytes)
+
+
+def _open_journal(config: EngineConfig, ledger: Ledger) -> JournalWriter | None:
+    if config.journal is None:
+        return None
+    try:
+        return JournalWriter(Path(config.journal), journal_header(config, ledger))
+    except OSError as error:
+        raise ConfigError(f"cannot write the journal {config.journal}: {error.strerror}") from error
 
 
 def journal_header(config: EngineConfig, ledger: Ledger) -> dict[str, Any]:

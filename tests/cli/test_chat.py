@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -68,6 +69,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def insist(self, key: str, pattern: str) -> None:
+        """Press ``key`` until it is answered: a signal between prompt and wait is seen with the next key only."""
+        for _ in range(60):
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(pattern, timeout_s=1.0)
+        raise AssertionError(f"{key!r} was not answered by {pattern!r}: {self.text!r}")
+
 
 def test_ctrl_c_stops_the_answer_only() -> None:
     terminal = Terminal("chat", *SMALL, "--max-tokens", "1800", "--ignore-eos", "--seed", "1")
@@ -77,8 +86,7 @@ def test_ctrl_c_stops_the_answer_only() -> None:
         terminal.wait_for(r"story\.\s+\S+ \S+ \S+")  # the answer has begun
         terminal.type("\x03")
         terminal.wait_for("> ", timeout_s=20)
-        terminal.type("\x03")  # at the prompt it only explains
-        terminal.wait_for("/quit")
+        terminal.insist("\x03", "/quit")  # at the prompt it only explains
         terminal.wait_for("> ")
         terminal.type("/quit\r")
         assert terminal.popen.wait(30) == 0

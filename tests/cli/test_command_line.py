@@ -150,6 +150,7 @@ FAILURES = {
     "no such key": (["serve", "--api-key-file", "nowhere.key"], "--api-key-file"),
     "no such lengths": (["bench", "serve", "--lengths", "nowhere.csv"], "nowhere.csv"),
     "no server": (["bench", "serve", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
+    "journal that cannot be written": (["serve", "--port", "0", "--journal", "nowhere/x"], "journal nowhere/x"),
     "bad sampling value": (["generate", "x", "--temperature", "9"], "temperature"),
 }
 

@@ -121,3 +121,10 @@ def test_a_file_that_is_no_output_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"notes\.txt is not an output"):
         _resume(path)
     assert path.read_text() == "my notes\n"
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_loaded(capsys: Capsys, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    done = call(capsys, "generate", "--input", source, "--output", tmp_path / "nowhere" / "out.jsonl", *MODEL)
+    assert done.code == 1 and "No such file or directory" in done.err and "out.jsonl" in done.err
+    assert "loading" not in done.err

@@ -198,3 +198,8 @@ def test_closing_closes_the_executor(codec: TextCodec) -> None:
     with make(codec) as llm:
         executor = llm.launched.engine.executor
     assert isinstance(executor, FakeExecutor) and executor.closed
+
+
+def test_progress_goes_to_standard_error(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(llm.generate(["a", "b"], GREEDY, progress=True)) == 2
+    assert capsys.readouterr().out == ""

@@ -58,7 +58,7 @@ class Paged:
         """Softmax attention written down in float64."""
         outs = []
         groups = self.q.shape[1] // self.keys[0].shape[1]
-        for row, start in enumerate(self.starts):
+        for row in range(len(self.starts)):
             q = self.tokens_of(row, self.q).double()
             k = self.keys[row].double().repeat_interleave(groups, dim=1)
             v = self.values[row].double().repeat_interleave(groups, dim=1)

@@ -96,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _fail(error.message, FAILED)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), FAILED)
     except Exception as error:
         if debug:
             raise

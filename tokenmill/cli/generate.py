@@ -87,7 +87,7 @@ def _file(input_path: Path, output_path: Path, engine: EngineConfig, sampling: d
     started_s = time.monotonic()
     report = {"rows": len(rows), "skipped": len(rows) - len(todo), "answered": 0, "failed": 0, "output_tokens": 0}
     if todo:
-        with _load(engine) as llm, output_path.open("a", encoding="utf-8") as output:
+        with output_path.open("a", encoding="utf-8") as output, _load(engine) as llm:
             for line in _answers(llm, todo):
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
                 output.flush()

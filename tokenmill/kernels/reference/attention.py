@@ -1,9 +1,9 @@
 """Attention over a paged KV cache: ragged, any mix of prompt chunks and single tokens in one call.
 
 The plan, made once a step, cuts the work into pairs of a **query tile** (``tile_tokens`` consecutive tokens of
-one row, times the query heads that share a key head: at most 12 rows unless one token needs more) and a **key tile** (64 positions of the
-same sequence, at absolute multiples of 64). Every product has the shape of one pair, and every reduction
-over keys goes tile by tile in the order of positions::
+one row, times the query heads that share a key head: 12 rows, or the heads of one token) and a **key tile** (64
+positions of the same sequence, at absolute multiples of 64). Every product has the shape of one
+pair, and every reduction over keys goes tile by tile in the order of positions::
 
     scores[j] = Q K[j]ᵀ          one [M, D] x [D, 64] product per pair
     m         = max over all j   exact in any order
@@ -31,7 +31,7 @@ from torch import Tensor
 from tokenmill.kernels.reference.elementwise import exp
 
 KEY_TILE = 64
-QUERY_ROWS = 12  # two register tiles of MKL, so that no row is a remainder (see linear.py)
+QUERY_ROWS = 12  # as in linear.py
 _MIN_PAIRS = 16  # products per batch, at least: see the package's docstring
 _MAX_PAIRS = 512  # products per batch, unless a single query tile needs more
 
@@ -92,7 +92,7 @@ def plan_attention(
     ``block_tables``: ``[rows, max_blocks]`` int64, padded with anything; the plan lies on its device.
     ``window``: a token sees this many positions, itself included; None: all before it.
     """
-    tile_tokens = max(1, QUERY_ROWS // (num_heads // num_kv_heads))
+    tile_tokens = _tile_tokens(num_heads // num_kv_heads)
     tiles = sorted(_query_tiles(starts, counts, tile_tokens, window), key=lambda tile: -tile.num_key_tiles)
     groups = []
     for members in _grouped(tiles, num_kv_heads):
@@ -112,6 +112,11 @@ def plan_attention(
             )
         )
     return AttentionPlan(tuple(groups), num_heads, num_kv_heads, tile_tokens)
+
+
+def _tile_tokens(num_groups: int) -> int:
+    """Tokens of a query tile: as many as fill 12 rows exactly, or one, whose heads have the same rows always."""
+    return QUERY_ROWS // num_groups if QUERY_ROWS % num_groups == 0 else 1
 
 
 def _query_tiles(

@@ -1,13 +1,14 @@
-"""``linear``: y = x Wᵀ + b, in tiles of 6 rows by a part of the columns.
+"""``linear``: y = x Wᵀ + b, in tiles of 12 rows by a part of the columns.
 
-A tile is a batched product ``[parts, 6, K] x [parts, K, N / parts]``; the last tile's missing rows are zeros.
+A tile is a batched product ``[parts, 12, K] x [parts, K, N / parts]``; the last tile's missing rows are zeros.
 ``parts`` depends on N alone; a matrix too narrow to cut is multiplied twice, since a batch of one is what must
-not be (see the package's docstring). Six rows are one register tile of MKL: no row is a remainder, and a
-single token pays little for the empty ones.
+not be (see the package's docstring). Twelve rows, because MKL's register tiles are 6 rows high in AVX2 code and
+4 or 8 in SSE code: no row is a remainder.
 
-Measured with MKL's AVX2 and AVX-512 code at 1 to 16 threads: bits independent of row, company and number of
-threads, where a plain product changes bits with the number of rows (any of 1, 2, 3, 5, 6, 7 against 16), in
-AVX2 code with a row's position among 16 (K 128, N 64, 2 threads), and with the number of threads.
+Measured with MKL's SSE4.2, AVX2 and AVX-512 code at 1 to 16 threads: bits independent of a row's place, its
+company and the number of threads. A plain product changes bits with the number of rows (any of 1, 2, 3, 5, 6, 7
+against 16), with the number of threads, and in AVX2 code with the place of a row among 8 or, at 2 threads, 16;
+in SSE code among 4 or 6.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-TILE_ROWS = 6
+TILE_ROWS = 12
 _MAX_PARTS = 64
 _MIN_COLUMNS = 256  # narrower products take a path of MKL that is several times slower
 

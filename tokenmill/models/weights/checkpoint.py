@@ -20,7 +20,7 @@ from tokenmill.models.weights.safetensors_file import SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 2**25
+MAX_INDEX_BYTES = 2**24
 MAX_INDEX_ENTRIES = 2**18
 MAX_SHARDS = 2**12
 
