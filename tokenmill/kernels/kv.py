@@ -7,6 +7,8 @@ token position: ``slot = block_id * block_size + offset``. Which block belongs t
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +37,9 @@ class KVTensors:
     ) -> KVTensors:
         """Zeroed tensors for ``num_blocks`` blocks of ``block_size`` token positions each."""
         shape = (num_blocks * block_size, config.num_kv_heads, config.head_dim)
+        zeros = _lazy_zeros if torch.device(device).type == "cpu" else torch.zeros
         keys, values = (
-            tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)) for _ in range(2)
+            tuple(zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)) for _ in range(2)
         )
         return cls(keys=keys, values=values, block_size=block_size)
 
@@ -47,3 +50,9 @@ class KVTensors:
     @property
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+
+
+def _lazy_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Anonymous memory, which the system hands out zeroed page by page: a pool of gigabytes is there at once."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape).to(device)

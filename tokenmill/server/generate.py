@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from tokenmill.core.errors import InvalidRequest, TokenmillError
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.request import CacheHints
 from tokenmill.engine.service import Output, RequestHandle, Submission
 from tokenmill.server.context import Context, Ticket
 from tokenmill.server.errors import ClientGone
@@ -143,7 +144,9 @@ def _submission(
         request_id=f"{request_id}.{index}" if index else request_id,
         priority=wishes.priority,
         timeout_s=wishes.timeout_s,
+        tenant=wishes.tenant,
         cache_salt=wishes.cache_salt or "",
+        cache=CacheHints(wishes.cache.priority, wishes.cache.ttl_s, wishes.cache.pin),
     )
 
 

@@ -26,6 +26,10 @@ OUTPUT_WEIGHT = 2.0
 """Fair share: a generated token counts as this many prompt tokens (as in the paper)."""
 
 
+MAX_TENANTS = 10_000
+"""Fair share: beyond so many names, those with nobody waiting are forgotten."""
+
+
 class Policy(Protocol):
     """The waiting queue and its order."""
 
@@ -173,6 +177,8 @@ class FairPolicy:
 
     def _lift(self, tenant: str) -> None:
         """A tenant that comes back has no claim on the time it was away."""
+        if len(self._service) > MAX_TENANTS:
+            self._service = {name: self._service[name] for name in self._queues}
         floor = min((self._service[t] for t in self._queues), default=None)
         known = self._service.get(tenant, 0.0)
         self._service[tenant] = known if floor is None else max(known, floor)

@@ -114,6 +114,17 @@ class StreamOptions(Wire):
     """Padding against side channels is not built."""
 
 
+class CacheWishes(Wire):
+    """What becomes of the prompt's blocks in the prefix cache."""
+
+    priority: Annotated[int, Field(ge=0, le=100)] = 0
+    """Blocks of lower priority are evicted first."""
+    ttl_s: Annotated[float, Field(gt=0, le=86400)] | None = None
+    """Unused for this long, they are evicted before any others."""
+    pin: bool = False
+    """Evict them only when nothing else is left."""
+
+
 class GenerationRequest(Wire):
     """The fields of chat and completions alike; those after ``user`` are extensions with vLLM's names."""
 
@@ -161,8 +172,11 @@ class GenerationRequest(Wire):
     """Smaller runs earlier, where the server's policy looks at it."""
     timeout_s: Annotated[float, Field(gt=0, le=86400)] | None = None
     """Fail with 504 when the answer is not complete after this long."""
+    tenant: Salt = "default"
+    """Whose request it is: fair share is between tenants, and cached prompts are shared only within one."""
     cache_salt: Salt | None = None
     """Cached prompts are shared only within one salt."""
+    cache: CacheWishes = CacheWishes()
 
     @model_validator(mode="after")
     def _stream_rules(self) -> GenerationRequest:
