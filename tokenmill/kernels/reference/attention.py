@@ -32,7 +32,7 @@ from tokenmill.kernels.reference.elementwise import exp
 
 KEY_TILE = 64
 QUERY_ROWS = 12  # as in linear.py
-_MIN_PAIRS = 16  # products per batch, at least: see the package's docstring
+_MIN_PAIRS = 8  # products per batch, at least: see the package's docstring
 _MAX_PAIRS = 512  # products per batch, unless a single query tile needs more
 
 
@@ -45,7 +45,7 @@ class TileGroup:
     key_index: Tensor
     """``[J * n * num_kv_heads * 64]``: rows of the cache seen as ``[num_slots * num_kv_heads, head_dim]``."""
     mask: Tensor
-    """``[J, n, 1, tile_tokens, 1, 64]``: true where a token must not see a position."""
+    """``[J, n, 1, tile_tokens, 1, 64]`` float32: minus infinity where a token must not see a position, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,9 @@ def _index_group(
     return TileGroup(
         query_index=query_index.reshape(-1),
         key_index=key_index.reshape(-1),
-        mask=mask.contiguous().view(num_key_tiles, num_tiles, 1, tile_tokens, 1, KEY_TILE),
+        mask=torch.zeros(mask.shape, device=device)
+        .masked_fill_(mask, float("-inf"))
+        .view(num_key_tiles, num_tiles, 1, tile_tokens, 1, KEY_TILE),
     )
 
 
@@ -207,7 +209,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, group: TileGroup, pla
     k = keys.index_select(0, group.key_index).view(-1, KEY_TILE, head_dim).float()
     scores = torch.bmm(q, k.transpose(1, 2))  # [J * batch, M, 64]
     by_token = scores.view(num_key_tiles, num_tiles, num_kv_heads, tile_tokens, -1, KEY_TILE)
-    by_token.masked_fill_(group.mask, float("-inf"))
+    by_token += group.mask
 
     scores = scores.view(num_key_tiles, batch, rows, KEY_TILE)
     highest = scores.amax(dim=-1, keepdim=True).amax(dim=0, keepdim=True)

@@ -9,6 +9,5 @@ from torch import Tensor
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise ``[..., d]`` with ``weight [d]``, in float32; returns x's dtype."""
     wide = x.contiguous().float()
-    mean_square = (wide * wide).mean(dim=-1, keepdim=True)
-    normed = wide * (1.0 / torch.sqrt(mean_square + eps))
-    return normed.to(x.dtype) * weight
+    mean_square = (wide * wide).sum(dim=-1, keepdim=True) / x.shape[-1]
+    return (wide / torch.sqrt(mean_square + eps)).to(x.dtype) * weight
