@@ -169,7 +169,7 @@ def journal_header(config: EngineConfig, ledger: Ledger) -> dict[str, Any]:
 
 def _read(config: EngineConfig, path: Path, progress: Progress) -> Checkpoint:
     progress.stage("importing torch")
-    from tokenmill.models.load import read_config
+    from tokenmill.models.config_file import read_config
 
     model = read_config(path)
     ledger = plan_memory(model, config.source, config.cache, config.scheduler, available_memory_bytes())

@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import time
+from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from tests.server.service import MODEL
 from tests.server.support import RawStream, Running, error_of, events, running_server, wait_until
 from tokenmill.server.serve import EXIT_ENGINE_DIED
 from tokenmill.server.settings import ServerSettings
+from tokenmill.server.sse import EventStream
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -311,3 +313,24 @@ def test_a_mistake_of_ours_ends_one_request(monkeypatch: pytest.MonkeyPatch, cap
             seen += other.read_some(65536)
         other.close()
         running.wait_idle()
+
+
+def test_a_backlog_does_not_hide_that_the_client_left(shared_server: Running) -> None:
+    """Frames that are all there at once never wait for anything: the loop must get its turn between them."""
+    sent: list[Any] = []
+    causes: list[str] = []
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        for _ in range(10_000):
+            yield b"data: {}\n\n"
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    stream = EventStream(shared_server.app.context, "req_0", frames(), causes.append)
+    asyncio.run(stream({"type": "http"}, receive, send))
+    assert causes == ["disconnect"]
+    assert len(sent) < 10

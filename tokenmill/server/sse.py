@@ -90,6 +90,7 @@ class EventStream(Response):
         try:
             async for data in self._frames:
                 await line.write(data)
+                await asyncio.sleep(0)  # with a backlog nothing above waits: let the loop see a client that left
         except Exception as error:
             if not line.started:
                 raise
