@@ -168,7 +168,6 @@ def journal_header(config: EngineConfig, ledger: Ledger) -> dict[str, Any]:
 
 
 def _read(config: EngineConfig, path: Path, progress: Progress) -> Checkpoint:
-    progress.stage("importing torch")
     from tokenmill.models.config_file import read_config
 
     model = read_config(path)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(p for folder in ("docs", "tokenmill", "tools") for p in (ROOT / folder).rglob("*.md"))]
+)
 
 MISSION_ROWS = {
     "D": 10, "E": 15, "K": 5, "Q": 6, "S": 3, "V": 7, "C": 5, "P": 8,
@@ -35,6 +37,12 @@ def links() -> Iterator[tuple[Path, str]]:
 def test_links_between_pages_lead_somewhere() -> None:
     broken = [f"{p.relative_to(ROOT)}: {target}" for p, target in links() if not (p.parent / target).exists()]
     assert not broken, "\n".join(broken)
+
+
+def test_no_page_is_unfinished() -> None:
+    left = re.compile(r"@[A-Z_]+@|\bTODO\b|\bFIXME\b|\bXXX\b")
+    found = [f"{p.relative_to(ROOT)}: {mark}" for p in PAGES for mark in left.findall(p.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
 
 
 def test_every_page_is_linked_from_another() -> None:
