@@ -45,7 +45,7 @@ check: .venv-test/installed
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/ruff check .
 	.venv-test/bin/mypy
-	.venv-test/bin/python -m pytest --durations=0 tests/architecture
+	.venv-test/bin/python -m pytest tests/architecture
 
 fmt: .venv-test/installed
 	.venv-test/bin/ruff format .

@@ -7,6 +7,7 @@ After loading, what weights and KV really take is compared with what the ledger 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -85,6 +86,12 @@ class Launched:
     engine: Engine
     limits: ModelLimits
     measured: Measured
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for all that decides tokens: the same seed gives the same answer where it is the same."""
+        parts = (__version__, self.checkpoint.name, repr(self.checkpoint.config), self.checkpoint.ledger.dtype)
+        return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     def service(self) -> EngineService:
         """The asynchronous face; whoever takes it closes it (and with it the engine)."""

@@ -45,6 +45,20 @@ def test_every_sampling_parameter_is_documented() -> None:
     assert not not_in(page("python"), set(FIELD_NAMES))
 
 
+def test_the_tiles_are_those_of_the_kernels() -> None:
+    linear, attention = (
+        (ROOT / "tokenmill" / "kernels" / "reference" / f"{name}.py").read_text(encoding="utf-8")
+        for name in ("linear", "attention")
+    )
+    rows = re.search(r"^TILE_ROWS = (\d+)", linear, re.MULTILINE)
+    keys = re.search(r"^KEY_TILE = (\d+)", attention, re.MULTILINE)
+    assert rows is not None
+    assert keys is not None
+    text = (ROOT / "docs" / "explanation" / "independence.md").read_text(encoding="utf-8")
+    assert f"tiles of {rows[1]} rows" in text
+    assert f"multiples of {keys[1]} positions" in text
+
+
 # ---- HTTP ------------------------------------------------------------------------------------------------
 
 

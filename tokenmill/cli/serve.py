@@ -74,7 +74,7 @@ def _run(launched: Launched, settings: ServerSettings, sock: socket.socket, star
         service = launched.service()
         await service.start()
         try:
-            return await serve_on(service, settings, sock, on_ready=on_ready)
+            return await serve_on(service, settings, sock, on_ready=on_ready, fingerprint=launched.fingerprint)
         finally:
             await service.close()
 

@@ -168,7 +168,11 @@ class EngineService:
     @property
     def live(self) -> bool:
         stalled = self.engine.has_work and self.engine.clock.now() - self._heartbeat_s > STALL_S
-        return self.error is None and self._thread.is_alive() and not stalled
+        return not self.failed and not stalled
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or not self._thread.is_alive()
 
     @property
     def ready(self) -> bool:

@@ -98,6 +98,11 @@ class Service(Protocol):
         ...
 
     @property
+    def failed(self) -> bool:
+        """The engine is gone for good; only a new process helps."""
+        ...
+
+    @property
     def ready(self) -> bool:
         """New requests are taken."""
         ...

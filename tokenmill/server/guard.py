@@ -24,7 +24,8 @@ from tokenmill.server.errors import HttpError, Problem, problem_of
 log = logging.getLogger(__name__)
 
 LINGER_S = 1.0
-"""How long a body that nobody wants is still taken and thrown away."""
+LINGER_BYTES = 64 * 2**20
+"""How long, and how much of, a body that nobody wants is still taken and thrown away."""
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Addresses that need no key: whoever watches the process has none."""
@@ -110,8 +111,9 @@ class _Call:
         """Let a client that is still sending its body read the answer: closing at once would reset it."""
         try:
             async with asyncio.timeout(LINGER_S):
-                while self._body_left:
-                    await self.receive()
+                num_bytes = 0
+                while self._body_left and num_bytes < LINGER_BYTES:
+                    num_bytes += len((await self.receive()).get("body", b""))
         except TimeoutError:
             pass
 

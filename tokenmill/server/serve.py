@@ -156,8 +156,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _watch_engine(self) -> None:
-        """A dead engine ends the process: whoever supervises it starts a new one."""
-        while self._context.service.live:
+        """A dead engine ends the process: whoever supervises it starts a new one. A slow one may yet come back."""
+        while not self._context.service.failed:
             await asyncio.sleep(LIVENESS_CHECK_S)
         self.exit_code = EXIT_ENGINE_DIED
         self._context.draining = self.should_exit = True

@@ -519,7 +519,7 @@ class Scheduler:
             live = self._requests.get(request_id)
             if live is not None and live.request.deadline_s == deadline_s:
                 waited_s = deadline_s - live.request.arrival_s
-                self._fail(request_id, DeadlineExceeded(f"not done within {waited_s:.3f} s", param="timeout"), now)
+                self._fail(request_id, DeadlineExceeded(f"not done within {waited_s:.3f} s", param="timeout_s"), now)
 
     # ---- looking -----------------------------------------------------------------------------------
 
