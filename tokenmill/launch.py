@@ -132,6 +132,7 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
 
 def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Executor, Measured]:
     """Read the weights, allocate the KV pool, start the executor."""
+    progress.stage("importing torch")
     import torch
 
     from tokenmill.kernels.kv import KVTensors

@@ -85,6 +85,8 @@ def _lines(interactive: bool) -> Iterator[str]:
         return
     import readline  # noqa: F401  (line editing and history for input())
 
+    # Whoever started us may have had interrupts ignored (a background job); somebody at a terminal means them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:
             yield input("> ").strip()

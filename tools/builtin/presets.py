@@ -22,7 +22,7 @@ class Preset:
 
     model: ModelConfig
     mix: dict[str, float] = field(default_factory=lambda: {"books": 0.45, "stories": 0.40, "chat": 0.15})
-    tokens_per_step: int = 4096
+    tokens_per_step: int = 2048
     length: int = 512
     long_length: int = 2048
     long_every: int = 10
