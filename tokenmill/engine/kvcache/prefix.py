@@ -21,7 +21,7 @@ def root_hash(salt: str) -> bytes:
 
 def chain_hash(parent: bytes, token_ids: list[int]) -> bytes:
     """The hash of a full block that follows ``parent``."""
-    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=DIGEST_BYTES).digest()
+    return blake2b(parent + array("I", token_ids).tobytes(), digest_size=DIGEST_BYTES).digest()
 
 
 class PrefixIndex:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from itertools import count as counter
 from typing import Literal
 
@@ -197,23 +198,23 @@ class Scheduler:
     def _plan_generating(self, draft: PlanDraft, now: float) -> list[Sequence]:
         """Give every sequence that is one token behind its row; return those further behind."""
         behind: list[Sequence] = []
-        rows, starts, counts = draft.rows, draft.starts, draft.counts
+        add_row, add_start, add_count = draft.rows.append, draft.starts.append, draft.counts.append
         for seq in list(self._running.values()):
             planned = seq.num_planned
             pending = seq.num_pending
-            num_remaining = seq.num_tokens + pending - planned
-            if num_remaining != 1:
+            num_known = seq.num_tokens + pending
+            if num_known - planned != 1:
                 behind.append(seq)
                 continue
-            if pending and seq.num_tokens + pending >= seq.max_tokens:
+            if pending and num_known >= seq.max_tokens:
                 continue  # the token in flight is its last
             needs_room = planned >= seq.num_slots or seq.shared_tail  # true also of one preempted in this loop
-            if needs_room and not self._make_room(seq, planned + 1, draft, now):
+            if needs_room and not self._make_room(seq, num_known, draft, now):
                 continue
-            rows.append(seq)
-            starts.append(planned)
-            counts.append(1)
-            seq.num_planned = planned + 1
+            add_row(seq)
+            add_start(planned)
+            add_count(1)
+            seq.num_planned = num_known
             seq.num_pending = pending + 1
         return behind
 
@@ -381,14 +382,14 @@ class Scheduler:
         running, prefilling, logprobs = self._running, self._prefilling, result.logprobs
         has_prompts = bool(prefilling)
         emit = self._events.tokens.append
-        sampled = dict(zip(result.seq_ids, result.token_ids, strict=True))
-        for seq_id, start, count in zip(plan.seq_ids, plan.starts, plan.counts):  # noqa: B905 (strict costs here)
+        for seq_id, start, count, token_ids in zip(  # noqa: B905 (strict costs here)
+            plan.seq_ids, plan.starts, plan.counts, _tokens_by_row(plan, result)
+        ):
             seq = running.get(seq_id)
             if seq is None:
                 continue  # finished, aborted or preempted since
             if start + count >= seq.publish_at:
                 self.cache.publish(seq, start + count)
-            token_ids = sampled.get(seq_id)
             if has_prompts and seq_id in prefilling and not self._advance_prompt(seq, token_ids is not None, now):
                 continue
             if token_ids is None:
@@ -548,3 +549,10 @@ class Scheduler:
         assert self._prefilling <= self._running.keys() and self._stalled.keys() <= self._running.keys()
         if not self._requests:
             assert self.cache.pool.num_held == 0, "an idle scheduler holds blocks"
+
+
+def _tokens_by_row(plan: StepPlan, result: StepResult) -> Iterable[tuple[int, ...] | None]:
+    """For each row of the plan what it sampled; None for a row that did not."""
+    if result.seq_ids == plan.seq_ids:
+        return result.token_ids
+    return map(dict(zip(result.seq_ids, result.token_ids, strict=True)).get, plan.seq_ids)
