@@ -1,5 +1,6 @@
 # make serve    a fresh environment, then the server on 127.0.0.1:8000 with the built-in model
 # make test     a fresh environment, then every test
+# make test-heavy  what takes minutes: cases at their full size
 # make check    format, lint, types, architecture
 # make fmt      format and fix what can be fixed by itself
 # make clean    remove environments and caches
@@ -16,7 +17,7 @@ TESTS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: serve test check fmt clean
+.PHONY: serve test test-heavy check fmt clean
 
 # Byte-compiling torch and transformers takes longer than installing them; Python does it on first import.
 PIP_INSTALL = -m pip install --no-compile --disable-pip-version-check
@@ -40,6 +41,9 @@ serve: .venv/installed
 
 test: .venv-test/installed
 	.venv-test/bin/python -m pytest -m "not heavy" $(TESTS)
+
+test-heavy: .venv-test/installed
+	.venv-test/bin/python -m pytest -m heavy $(TESTS)
 
 check: .venv-test/installed
 	.venv-test/bin/ruff format --check .

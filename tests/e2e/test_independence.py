@@ -102,6 +102,7 @@ class House:
     max_seqs: int = 64
     chunk: int = 512
     prefix_caching: bool = True
+    max_steps: int = 5000
     answers: dict[tuple[str, int], Answer] = field(default_factory=dict)
     ended: dict[tuple[str, int], str] = field(default_factory=dict)
     records: dict[str, FinishedRecord] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class House:
             disturb(step)
             self._step()
             step += 1
-            assert step < 5000, "the engine makes no progress"
+            assert step < self.max_steps, "the engine makes no progress"
         self.cache.pool.check([])
         return self.answers
 
