@@ -157,7 +157,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.policy) + sum(len(r.held_siblings) for r in self._requests.values() if r.held_siblings)
+        requests = list(self._requests.values())  # a copy: another thread may ask
+        return len(self.policy) + sum(len(live.held_siblings) for live in requests)
 
     @property
     def has_requests(self) -> bool:
@@ -361,7 +362,7 @@ class Scheduler:
         """Take in a step's result; plans are committed in the order in which they were made."""
         assert self._in_flight.popleft() is plan, "results come in the order of the plans"
         assert result.step_id == plan.step_id
-        self._decode_clock.tick(now)
+        self._decode_clock.change(self._decode_clock.cause if self._in_flight else "", now)
         self._queue_clock.tick(now)
         num_tokens = plan.num_tokens
         self.budget.observe(num_tokens, result.seconds)
