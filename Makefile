@@ -43,7 +43,7 @@ test: .venv-test/installed
 	.venv-test/bin/python -m pytest -m "not heavy" $(TESTS)
 
 test-heavy: .venv-test/installed
-	.venv-test/bin/python -m pytest -m heavy $(TESTS)
+	.venv-test/bin/python -m pytest -m heavy -o faulthandler_timeout=3600 $(TESTS)
 
 check: .venv-test/installed
 	.venv-test/bin/ruff format --check .

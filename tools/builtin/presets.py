@@ -2,7 +2,7 @@
 
 The teller of tales is meant to be read; the draft only has to guess the teller's next words cheaply, so that
 speculative decoding has something to verify.  Sizes follow from the compute at hand (two CPU cores for under two
-hours, some ten million tokens): a larger network would see too few tokens to use its capacity.
+hours, eight million tokens): a larger network would see too few tokens to use its capacity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Preset:
     """
 
     model: ModelConfig
-    mix: dict[str, float] = field(default_factory=lambda: {"books": 0.45, "stories": 0.40, "chat": 0.15})
+    mix: dict[str, float] = field(default_factory=lambda: {"books": 0.35, "stories": 0.35, "chat": 0.30})
     tokens_per_step: int = 2048
     length: int = 512
     long_length: int = 2048
