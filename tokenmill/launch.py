@@ -133,6 +133,8 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
 def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Executor, Measured]:
     """Read the weights, allocate the KV pool, start the executor."""
     progress.stage("importing torch")
+    # Threads that spin while they wait make two cores slower than one as soon as anything else runs (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     from tokenmill.kernels.kv import KVTensors

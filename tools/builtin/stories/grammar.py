@@ -10,7 +10,7 @@ What happens is fixed by the slots, bound once per story; how it is said varies 
 what makes the text worth learning from: the only way to predict it is to keep track of who has what.
 
 Forms of a character h: ``{h}`` (the name, or "the fox" for one without a name), ``h.the`` ("the little fox"),
-``h.a`` ("a little fox"), ``h.both`` ("Pip, a little fox"), ``h.call`` (how others address it), ``h.kind``, ``h.called`` (" named Pip", or nothing), ``h.home``, and the pronouns ``h.he``,
+``h.a`` ("a little fox"), ``h.both`` ("Pip, a little fox,"), ``h.call`` (how others address it), ``h.kind``, ``h.called`` (" named Pip", or nothing), ``h.home``, and the pronouns ``h.he``,
 ``h.him``, ``h.his``.  Forms of a thing o: ``{o}`` (its noun), ``o.a``, ``o.the`` and ``o.full`` with its adjective.
 A capital in the slot (``{H}``, ``{h.He}``) makes a capital in the text; at the start of a sentence that follows a
 full stop the capital comes by itself.
@@ -46,7 +46,7 @@ class Character:
             "": self.name or f"the {self.kind}",
             "the": f"the {self.trait} {self.kind}" if self.kind not in ("girl", "boy") else f"the {self.kind}",
             "a": f"a {self.trait} {self.kind}",
-            "both": f"{self.name}, a {self.trait} {self.kind}" if self.name else f"a {self.trait} {self.kind}",
+            "both": f"{self.name}, a {self.trait} {self.kind}," if self.name else f"a {self.trait} {self.kind}",
             "call": self.name or self.kind,
             "kind": self.kind,
             "called": f" named {self.name}" if self.name else "",
@@ -201,7 +201,7 @@ AFTER_CRY = re.compile(
     r'([!?]"\s+)((?:he|she|it|they|his|her|the \w+) (?!said|asked|cried|called|shouted|thought|whispered|all\b))'
 )
 DOUBLE_STOP = re.compile(r'([.!?]")[.]')
-BEFORE_STOP = re.compile(r" ([,.;!?])")
+BEFORE_STOP = re.compile(r"[, ]+([,.;!?])")
 
 
 def polish(paragraph: str) -> str:

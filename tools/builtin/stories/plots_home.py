@@ -362,7 +362,7 @@ PLOTS = (
             )
         },
         text="""
-        Every morning {h} met {h.his} friend {f.both}, [at the bridge|by the big stone|under the chestnut
+        Every morning {h} met {h.his} friend {f.both} [at the bridge|by the big stone|under the chestnut
         tree]. But <day> {f} did not come. {h} waited and waited. "[Something is wrong|This is not like
         {f}]," {h.he} said, and {h.he} ran to the house of {f}.
 

@@ -214,7 +214,7 @@ PLOTS = (
         {h}! {h.He} is so slow."
 
         <day> {h} said, "Let us have a race." Everyone laughed. "A race with you? [I will win before you
-        have taken two steps|That will be a joke]!" said {f}. They asked {j.both}, to be the judge. "[To the
+        have taken two steps|That will be a joke]!" said {f}. They asked {j.a}{j.called} to be the judge. "[To the
         old mill|Round the lake|To the top of the hill]," said {j}. "One, two, three, go!"
 
         {f} shot away like an arrow. {h} went step by step. [Soon {f} was so far ahead that {f.he} could not
@@ -833,14 +833,14 @@ PLOTS = (
         cast={"h": "bird", "f": "bird", "g": "young"},
         text="""
         It was [spring|early summer], and all the young birds had learned to fly. Only {h} still sat in the
-        nest. "[The ground is so far away,|What if I fall?]" said {h}. {h.His} friend {f.both}, flew round
+        nest. "[The ground is so far away,|What if I fall?]" said {h}. {h.His} friend {f.both} flew round
         and round the tree. "[Come on|Jump], {h.call}! It is easy!" But {h} held on to the branch and shut
         {h.his} eyes.
 
         Every day {h.his} mother brought {h.him} food. "[You cannot stay in the nest for ever|You have good
         wings]," she said. "Tomorrow," said {h}. But when tomorrow came, {h} said "tomorrow" again.
 
-        <day> {h} looked down and saw {g.both}, [who had often talked with {h.him}|who lived at the foot of
+        <day> {h} looked down and saw {g.both} [who had often talked with {h.him}|who lived at the foot of
         the tree]. {g} was [picking flowers|playing in the grass]. And behind {g} in the grass there was a
         snake! It came nearer and nearer. "{G}! Look out!" called {h}. But the wind was loud, and {g} did
         not hear.
