@@ -609,8 +609,8 @@ PLOTS = (
         cast={"h": "animal", "f": "animal", "g": "animal big", "t": "elder"},
         text="""
         It had not rained for a hundred days. The stream was dry, and the grass was [brown|yellow]. "[What
-        shall we drink|We must go away from here]," said the animals. {F}, {f.a}, [sat in the shade and
-        sighed|had nothing left to drink]. {G}, {g.a}, [looked at the sky all day|was too tired to move].
+        shall we drink|We must go away from here]," said the animals. {F.both} [sat in the shade and
+        sighed|had nothing left to drink]. {G.both} [looked at the sky all day|was too tired to move].
 
         {h} went to {t.a}{t.called} and asked, "[Where does the water go|Is there no water left in the
         world]?" "[Deep down|Under the earth] there is always water," said {t}. "But it takes many days to
@@ -799,7 +799,7 @@ PLOTS = (
         {h} watched over the [sheep|geese] of the village. It was quiet work, and {h} was bored. <day>
         {h.he} thought, "I will have some fun." And {h.he} ran and cried, "A wolf! A wolf!"
 
-        All the people came running with sticks and forks. {G}, {g.a}, came first of all. But there was no
+        All the people came running with sticks and forks. {G.both} came first of all. But there was no
         wolf. {h} [laughed|rolled in the grass and laughed]. "How funny you look!" {h.he} said. The people
         [were angry|shook their heads] and went home. Some days later {h} did it again. "A wolf! A wolf!"
         Again they all came running, and again there was no wolf.
@@ -903,7 +903,7 @@ PLOTS = (
         not smile. {g.A}{g.called} had [ordered it so|said that colours were too loud].
 
         <day> {h} found a pot of {colour} paint [in the cellar|under the stairs]. {h.He} dipped in one
-        finger and painted a small {colour} flower on the wall. {F}, {f.a}, sniffed at it and wagged. The
+        finger and painted a small {colour} flower on the wall. {F.both} sniffed at it and wagged. The
         next morning a woman stopped in front of the flower. She looked at it for a long time, and then she
         [smiled|began to hum a song].
 
