@@ -37,7 +37,8 @@ def run(model: Decoder, requests: list[Request], concurrency: int) -> tuple[dict
 
 @pytest.mark.heavy
 def test_cc01_at_full_size(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, "llama", vocab_size=VOCAB, max_context=4096, hidden_size=32, num_layers=1, tokenizer=False)
+    shape = {"vocab_size": VOCAB, "max_context": 4096, "hidden_size": 32, "num_layers": 1}
+    folder = make_checkpoint(tmp_path, "llama", tokenizer=False, **shape)
     model = load_model(folder)
     model.lm_head.weight.mul_(0.15)
     before = torch.get_num_threads()
