@@ -112,6 +112,7 @@ class Rig:
         """Step until nothing is left; the clock jumps where the engine waits for a moment."""
         for _ in range(max_steps):
             if not self.engine.has_work:
+                self.step()  # what there is to tell of requests that were given up
                 return
             if self.step().num_tokens == 0 and self.engine.has_work:
                 wait_s = self.scheduler.wake_after_s(self.clock.now())
