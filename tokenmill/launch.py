@@ -8,8 +8,8 @@ After loading, what weights and KV really take is compared with what the ledger 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ from tokenmill.core.clock import MonotonicClock
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.model_config import ModelConfig
+from tokenmill.core.precision import Precision
 from tokenmill.engine.async_service import EngineService
 from tokenmill.engine.contracts import Executor
 from tokenmill.engine.engine import Engine
@@ -30,7 +31,9 @@ from tokenmill.engine.text import TextCodec
 from tokenmill.perf.memory import Ledger, plan_memory
 
 if TYPE_CHECKING:
-    from tokenmill.models.decoder import Decoder
+    from tokenmill.runtime.compiled import CompiledModel
+    from tokenmill.runtime.eager import EagerModel
+    from tokenmill.runtime.step_model import StepModel
 
 
 class Progress(Protocol):
@@ -44,15 +47,22 @@ class Progress(Protocol):
         """How far the stage is, in bytes."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something that the user should know, and that is no error."""
+        ...
+
 
 class Silent:
-    """A ``Progress`` that tells nobody."""
+    """A ``Progress`` that tells nobody; what must be known is a warning."""
 
     def stage(self, text: str) -> None:
         pass
 
     def update(self, done: int, total: int) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,12 @@ class Launched:
     @property
     def fingerprint(self) -> str:
         """A name for all that decides tokens: the same seed gives the same answer where it is the same."""
-        parts = (__version__, self.checkpoint.name, repr(self.checkpoint.config), self.checkpoint.ledger.dtype)
+        parts = (
+            __version__,
+            self.checkpoint.name,
+            repr(self.checkpoint.config),
+            repr(self.checkpoint.ledger.precision),
+        )
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     def service(self) -> EngineService:
@@ -110,14 +125,20 @@ def inspect(config: EngineConfig, progress: Progress | None = None) -> Checkpoin
     progress = progress or Silent()
     progress.stage("finding the model")
     path = resolve(config.source.model, progress=progress.update)
-    return _read(config, path, progress)
+    return _read(config, path, progress, _missing_kernels(config, progress, compile=False))
 
 
 def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     """Everything, ready to step. Raises what ``inspect`` raises."""
+    from tokenmill.models.hub import resolve
+
     progress = progress or Silent()
-    checkpoint = inspect(config, progress)
+    progress.stage("finding the model")
+    path = resolve(config.source.model, progress=progress.update)
+    checkpoint = _read(config, path, progress, _missing_kernels(config, progress, compile=True))
     ledger = checkpoint.ledger
+    if ledger.precision.note:
+        progress.note(ledger.precision.note)
     journal = _open_journal(config, ledger)
     executor, measured = load_executor(config, checkpoint, progress)
     cache = KVCache(ledger.num_blocks, ledger.block_size, prefix_caching=config.cache.prefix_caching)
@@ -132,28 +153,92 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
 
 def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Executor, Measured]:
     """Read the weights, allocate the KV pool, start the executor."""
+    before_bytes = resident_bytes()
+    model, weights_bytes, kv_bytes = load_model(config, checkpoint, progress)
+    progress.stage("warming up")
+    from tokenmill.runtime.executor import LocalExecutor
+    from tokenmill.runtime.worker import Worker
+
+    executor = LocalExecutor(Worker(model))
+    executor.start()
+    return executor, Measured(weights_bytes, kv_bytes, resident_bytes() - before_bytes)
+
+
+def load_model(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[StepModel, int, int]:
+    """A model with its weights and its KV pool; how many bytes either takes."""
     progress.stage("importing torch")
     # Threads that spin while they wait make two cores slower than one as soon as anything else runs (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from tokenmill.kernels.kv import KVTensors
-    from tokenmill.models.load import load_model
-    from tokenmill.runtime.executor import LocalExecutor
-    from tokenmill.runtime.worker import Worker
-
-    torch.set_num_threads(config.source.num_threads or available_cores())
-    ledger = checkpoint.ledger
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[ledger.dtype]
-    before_bytes = resident_bytes()
+    num_threads = config.source.num_threads or available_cores()
+    torch.set_num_threads(num_threads)
     progress.stage("loading weights")
-    model = load_model(checkpoint.path, dtype=dtype, max_context=ledger.max_context, progress=progress.update)
+    model: CompiledModel | EagerModel
+    if checkpoint.ledger.precision.kernels == "fast":
+        model = _load_fast(config, checkpoint, num_threads, progress)
+    else:
+        model = _load_reference(checkpoint, progress)
+    return model, sum(tensor.nbytes for tensor in model.decoder.parameters()), model.kv.num_bytes
+
+
+def _load_fast(config: EngineConfig, checkpoint: Checkpoint, num_threads: int, progress: Progress) -> CompiledModel:
+    from tokenmill.kernels.cpu.kv import PagedKV
+    from tokenmill.kernels.cpu.library import load
+    from tokenmill.kernels.cpu.records import WeightFormat
+    from tokenmill.models.load import load_model as load_decoder
+    from tokenmill.models.quantization.packed import PackedScheme
+    from tokenmill.runtime.compiled import CompiledModel
+    from tokenmill.runtime.worker import MIN_STEP_TOKENS, PROMPT_LOGITS_ROWS
+
+    ledger, scheduler = checkpoint.ledger, config.scheduler
+    scheme = PackedScheme(ledger.precision)
+    decoder = load_decoder(
+        checkpoint.path,
+        scheme=scheme,
+        max_context=ledger.max_context,
+        keep_packed=config.source.keep_packed,
+        progress=progress.update,
+    )
+    progress.stage("allocating the KV pool")
+    form = WeightFormat[ledger.precision.kv.upper()]
+    kv = PagedKV(checkpoint.config, ledger.num_blocks, ledger.block_size, form)
+    max_tokens = max(scheduler.max_step_tokens, MIN_STEP_TOKENS)
+    max_outputs = max(min(scheduler.max_seqs, max_tokens), PROMPT_LOGITS_ROWS)
+    pool = load().new_pool(num_threads)
+    return CompiledModel(decoder, kv, pool, max_tokens=max_tokens, max_outputs=max_outputs)
+
+
+def _load_reference(checkpoint: Checkpoint, progress: Progress) -> EagerModel:
+    import torch
+
+    from tokenmill.kernels.kv import KVTensors
+    from tokenmill.models.load import load_model as load_decoder
+    from tokenmill.runtime.eager import EagerModel
+
+    ledger = checkpoint.ledger
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[ledger.precision.weights]
+    decoder = load_decoder(checkpoint.path, dtype=dtype, max_context=ledger.max_context, progress=progress.update)
     progress.stage("allocating the KV pool")
     kv = KVTensors.allocate(checkpoint.config, ledger.num_blocks, ledger.block_size, dtype=dtype)
-    progress.stage("warming up")
-    executor = LocalExecutor(Worker(model, kv))
-    executor.start()
-    return executor, Measured(_weight_bytes(model), kv.num_bytes, resident_bytes() - before_bytes)
+    return EagerModel(decoder, kv)
+
+
+def _missing_kernels(config: EngineConfig, progress: Progress, *, compile: bool) -> str | None:
+    """Why the fast kernels cannot be had here; None if they can. With ``compile`` they are built to make sure."""
+    if config.source.kernels == "reference" or config.source.dtype != "auto":
+        return None  # nobody wants them
+    from tokenmill.kernels.cpu.build import NoCompiler, find_compiler
+    from tokenmill.kernels.cpu.library import load
+
+    try:
+        if compile:
+            load(on_build=lambda: progress.stage("building the kernels for this processor (once)"))
+        else:
+            find_compiler()
+    except NoCompiler as error:
+        return str(error)
+    return None
 
 
 def _open_journal(config: EngineConfig, ledger: Ledger) -> JournalWriter | None:
@@ -165,23 +250,39 @@ def _open_journal(config: EngineConfig, ledger: Ledger) -> JournalWriter | None:
         raise ConfigError(f"cannot write the journal {config.journal}: {error.strerror}") from error
 
 
+def _precision_options(precision: Precision) -> dict[str, Any]:
+    """The options that resolve to ``precision`` on any machine that has it."""
+    if precision.kernels == "reference":
+        return {"kernels": "reference", "dtype": precision.weights}
+    return {
+        "kernels": "fast",
+        "weights": precision.weights,
+        "lm_head": precision.lm_head,
+        "kv": precision.kv,
+        "group_size": precision.group_size,
+    }
+
+
 def journal_header(config: EngineConfig, ledger: Ledger) -> dict[str, Any]:
     """What a replay must know to build the same executor."""
     return {
         "tokenmill": __version__,
         "model": config.source.model,
-        "dtype": ledger.dtype,
+        **_precision_options(ledger.precision),
         "block_size": ledger.block_size,
         "num_blocks": ledger.num_blocks,
         "max_context": ledger.max_context,
+        "max_seqs": config.scheduler.max_seqs,
+        "max_step_tokens": config.scheduler.max_step_tokens,
     }
 
 
-def _read(config: EngineConfig, path: Path, progress: Progress) -> Checkpoint:
+def _read(config: EngineConfig, path: Path, progress: Progress, missing: str | None) -> Checkpoint:
     from tokenmill.models.config_file import read_config
 
     model = read_config(path)
-    ledger = plan_memory(model, config.source, config.cache, config.scheduler, available_memory_bytes())
+    available = available_memory_bytes()
+    ledger = plan_memory(model, config.source, config.cache, config.scheduler, available, missing=missing)
     progress.stage("reading the tokenizer")
     codec = TextCodec.load(path)
     codec.check_against(model.vocab_size)
@@ -191,14 +292,6 @@ def _read(config: EngineConfig, path: Path, progress: Progress) -> Checkpoint:
 def _name_of(model: str, path: Path) -> str:
     """A folder is served under its last name, anything else under the name it was asked for."""
     return path.resolve().name if Path(model).is_dir() else model
-
-
-def _weight_bytes(model: Decoder) -> int:
-    """Bytes of what the checkpoint put into the model, by the shapes that its layers have."""
-    from tokenmill.models.registry import TENSOR_NAMES
-
-    destinations = model.destinations(TENSOR_NAMES[model.config.architecture])
-    return sum(math.prod(destination.shape) for destination in destinations.values()) * model.dtype.itemsize
 
 
 # ---- what this machine has -------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "cluster": {"core", "engine", "runtime", "server"},
     "launch": {"core", "engine", "perf", "kernels", "models", "runtime", "compress", "server", "builtin"},
     "llm": {"core", "engine", "perf", "kernels", "models", "runtime", "compress", "server", "builtin", "launch"},
-    "bench": {"core", "engine", "perf", "kernels", "launch", "llm", "testing"},
+    "bench": {"core", "engine", "perf", "kernels", "compress", "launch", "llm", "testing"},
     "testing": {"core", "engine"},
 }
 FREE = {"cli", "__init__", "__main__"}
@@ -46,6 +46,7 @@ OUTSIDE: dict[str, set[str]] = {
     "kernels": {"torch", "numpy", "triton"},
     "models": {"torch", "numpy", "safetensors", "huggingface_hub"},
     "runtime": {"torch", "numpy"},
+    "compress": {"torch"},
     "server": {"starlette", "uvicorn", "pydantic", "typing_extensions", "prometheus_client"},
     "launch": {"torch", "tokenizers", "safetensors", "huggingface_hub", "uvicorn", "rich"},
     "llm": {"rich"},

@@ -17,7 +17,7 @@ Capsys = pytest.CaptureFixture[str]
 
 
 def test_info_says_what_it_is_and_every_byte_it_needs(capsys: Capsys) -> None:
-    report = json.loads(call(capsys, "info", "story-draft", "--json").out)
+    report = json.loads(call(capsys, "info", "story-draft", "--kernels", "reference", "--json").out)
     config = json.loads((builtin.path("story-draft") / "config.json").read_text())
     with safe_open(builtin.path("story-draft") / "model.safetensors", "pt") as weights:
         stored = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118

@@ -3,6 +3,7 @@
 Each request is first run alone. Then it runs in company, cut into chunks, from cached prefixes, preempted,
 among requests that are aborted, one step ahead, with blocks of other sizes: tokens and log-probabilities
 must be equal to the last bit. The KV pool is poisoned: whatever is read before it is written is NaN.
+All of it holds for the reference kernels and for the fast ones in every precision.
 
 Cases CC-01, CC-02, CC-03, CC-04, CC-14, CC-16.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,42 +23,86 @@ from tokenmill.core.clock import VirtualClock
 from tokenmill.core.engine_config import SchedulerConfig
 from tokenmill.core.events import Failed, FinishedRecord
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.precision import Precision
 from tokenmill.core.request import Request
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.kvcache import KVCache
 from tokenmill.engine.scheduler import Scheduler
+from tokenmill.kernels.cpu.kv import PagedKV
+from tokenmill.kernels.cpu.library import load
+from tokenmill.kernels.cpu.records import WeightFormat
 from tokenmill.kernels.kv import KVTensors
 from tokenmill.models.decoder import Decoder
 from tokenmill.models.load import load_model
+from tokenmill.models.quantization.packed import PackedScheme
+from tokenmill.runtime.compiled import CompiledModel
+from tokenmill.runtime.eager import EagerModel
 from tokenmill.runtime.executor import LocalExecutor
+from tokenmill.runtime.step_model import StepModel
 from tokenmill.runtime.worker import Worker
-from tokenmill.testing.checkpoints import make_checkpoint
+from tokenmill.testing import checkpoints
 
 VOCAB = 307
 CONTEXT = 160
+LARGEST_STEP = 512
 
 Answer = list[tuple[int, TokenLogprobs]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+@dataclass(frozen=True)
+class Model:
+    """A tiny decoder, to be run by one kind of kernels."""
+
+    decoder: Decoder
+    precision: Precision
+    least_block: int
+    """The smallest block that its cache can have."""
+
+    def served(self, num_blocks: int, block_size: int) -> StepModel:
+        """With a pool of its own."""
+        config = self.decoder.config
+        if self.precision.kernels == "reference":
+            return EagerModel(self.decoder, KVTensors.allocate(config, num_blocks, block_size))
+        kv = PagedKV(config, num_blocks, block_size, WeightFormat[self.precision.kv.upper()])
+        pool = load().new_pool(torch.get_num_threads())
+        return CompiledModel(self.decoder, kv, pool, max_tokens=LARGEST_STEP, max_outputs=256)
+
+
+PRECISIONS = {
+    "reference": Precision("reference", "float32", "float32", "float32"),
+    "bf16": Precision("fast", "bf16", "bf16", "bf16"),
+    "int8": Precision("fast", "int8", "int8", "bf16"),
+    "int4": Precision("fast", "int4", "int8", "bf16", group_size=32),
+    "int8-kv8": Precision("fast", "int8", "bf16", "int8"),
+}
+
+
+def load_as(folder: Path, precision: Precision) -> Model:
+    if precision.kernels == "reference":
+        return Model(load_model(folder), precision, 1)
+    return Model(load_model(folder, scheme=PackedScheme(precision)), precision, 16)
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Two layers, grouped queries; the second layer sees a window of 40 positions."""
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("independence"),
-        "qwen2",
-        vocab_size=VOCAB,
-        max_context=256,
-        intermediate_size=96,
-        tokenizer=False,
-        use_sliding_window=True,
-        sliding_window=40,
-        max_window_layers=1,
-    )
-    loaded = load_model(folder)
-    loaded.lm_head.weight.mul_(0.15)  # undecided enough for seeds to matter
-    assert loaded.config.windows == (None, 40)
-    return loaded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "LOGIT_STD", 2.4)  # undecided enough for seeds to matter
+        folder = checkpoints.make_checkpoint(
+            tmp_path_factory.mktemp("independence"),
+            "qwen2",
+            vocab_size=VOCAB,
+            max_context=256,
+            intermediate_size=96,
+            tokenizer=False,
+            use_sliding_window=True,
+            sliding_window=40,
+            max_window_layers=1,
+        )
+    made = load_as(folder, PRECISIONS[request.param])
+    assert made.decoder.config.windows == (None, 40)
+    return made
 
 
 # ---- requests --------------------------------------------------------------------------------------------
@@ -95,7 +141,7 @@ def mixed_requests(count: int, longest: int, seed: int = 0) -> list[Request]:
 class House:
     """Engine, scheduler, worker; collects what comes out. ``disturb`` is called before each step."""
 
-    model: Decoder
+    model: Model
     block_size: int = 16
     num_blocks: int = 0
     depth: int = 1
@@ -110,8 +156,7 @@ class House:
 
     def __post_init__(self) -> None:
         num_blocks = self.num_blocks or 64 * -(-CONTEXT // self.block_size)
-        kv = KVTensors.allocate(self.model.config, num_blocks, self.block_size)
-        self.worker = Worker(self.model, kv, poison=True)
+        self.worker = Worker(self.model.served(num_blocks, self.block_size), poison=True)
         executor = LocalExecutor(self.worker)
         executor.start()
         self.clock = VirtualClock()
@@ -156,7 +201,7 @@ class House:
 class Alone:
     """The reference: each request by itself, in one chunk, remembered."""
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self._known: dict[str, Answer] = {}
 
@@ -174,10 +219,13 @@ class Alone:
             for index in range(req.num_sequences):
                 assert house.answers[req.id, index] == self(req, index), (req.id, index)
                 assert house.ended[req.id, index] == "length"
+            record = house.records[req.id]
+            usage = (len(req.prompt_token_ids), req.max_new_tokens * req.num_sequences)
+            assert (record.prompt_tokens, record.generated_tokens) == usage, req.id
 
 
 @pytest.fixture(scope="module")
-def alone(model: Decoder) -> Alone:
+def alone(model: Model) -> Alone:
     return Alone(model)
 
 
@@ -194,7 +242,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("max_seqs", "depth"), [(1, 2), (2, 1), (8, 2), (33, 1), (64, 1), (64, 2)])
-def test_cc01_company(model: Decoder, alone: Alone, max_seqs: int, depth: int) -> None:
+def test_cc01_company(model: Model, alone: Alone, max_seqs: int, depth: int) -> None:
     """64 requests arriving at random, at concurrency 1 to 64, one and two steps in flight."""
     requests = mixed_requests({1: 10, 2: 16, 8: 32}.get(max_seqs, 64), 60)
     rng = random.Random(max_seqs)
@@ -204,7 +252,7 @@ def test_cc01_company(model: Decoder, alone: Alone, max_seqs: int, depth: int) -
     alone.check(house, requests)
 
 
-def test_two_threads_give_what_one_gave(model: Decoder, alone: Alone) -> None:
+def test_two_threads_give_what_one_gave(model: Model, alone: Alone) -> None:
     requests = mixed_requests(16, 60)
     references = [alone(req) for req in requests]
     torch.set_num_threads(2)
@@ -216,18 +264,19 @@ def test_two_threads_give_what_one_gave(model: Decoder, alone: Alone) -> None:
 
 @pytest.mark.parametrize("block_size", [1, 8, 16, 64])
 @pytest.mark.parametrize("chunk", [1, 7, 16, 64, 512])
-def test_cc02_chunks(model: Decoder, alone: Alone, chunk: int, block_size: int) -> None:
+def test_cc02_chunks(model: Model, alone: Alone, chunk: int, block_size: int) -> None:
     lengths = (18, 5, 17) if chunk == 1 else (33, 130, 64, 5, 17)
     requests = [request(100 + i, tokens(length, 100 + i), 4) for i, length in enumerate(lengths)]
-    house = House(model, chunk=chunk, block_size=block_size, depth=1 + chunk % 2)
+    house = House(model, chunk=chunk, block_size=max(block_size, model.least_block), depth=1 + chunk % 2)
     house.run(requests)
     alone.check(house, requests)
 
 
 @pytest.mark.parametrize("block_size", [8, 16, 64])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_cc03_prefix_hits(model: Decoder, alone: Alone, block_size: int, depth: int) -> None:
+def test_cc03_prefix_hits(model: Model, alone: Alone, block_size: int, depth: int) -> None:
     """Cold, warm by k·B-1, k·B and k·B+1 shared tokens, the whole prompt, and again after eviction."""
+    block_size = max(block_size, model.least_block)
     k = 1 if block_size == 64 else 3
     base = tokens(k * block_size + 10, 7)
     shared = {n: base[:n] + tokens(9, n) for n in (k * block_size - 1, k * block_size, k * block_size + 1)}
@@ -251,10 +300,10 @@ def test_cc03_prefix_hits(model: Decoder, alone: Alone, block_size: int, depth: 
 
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
-def test_cc04_preempted_before_each_of_64_tokens(model: Decoder, alone: Alone, prefix_caching: bool) -> None:
+def test_cc04_preempted_before_each_of_64_tokens(model: Model, alone: Alone, prefix_caching: bool) -> None:
     """A sequence loses its blocks before every step, and finds some of them in the prefix cache, or none."""
     req = request(301, tokens(30, 301), 64)
-    house = House(model, block_size=8, prefix_caching=prefix_caching)
+    house = House(model, block_size=max(8, model.least_block), prefix_caching=prefix_caching)
 
     def disturb(step: int) -> None:
         for seq in house.scheduler.running:
@@ -267,7 +316,7 @@ def test_cc04_preempted_before_each_of_64_tokens(model: Decoder, alone: Alone, p
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
 @pytest.mark.parametrize(("depth", "chunk"), [(1, 16), (2, 16), (1, 512), (2, 512)])
-def test_cc04_preempted_at_random(model: Decoder, alone: Alone, depth: int, chunk: int, prefix_caching: bool) -> None:
+def test_cc04_preempted_at_random(model: Model, alone: Alone, depth: int, chunk: int, prefix_caching: bool) -> None:
     """Before two steps of three, one of five sequences loses its blocks, with its step in flight or not."""
     requests = [request(310 + i, tokens(5 + 15 * i, 310 + i), 16) for i in range(5)]
     house = House(model, depth=depth, chunk=chunk, prefix_caching=prefix_caching)
@@ -284,19 +333,21 @@ def test_cc04_preempted_at_random(model: Decoder, alone: Alone, depth: int, chun
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_cc04_a_pool_too_small_for_all(model: Decoder, alone: Alone, depth: int) -> None:
+def test_cc04_a_pool_too_small_for_all(model: Model, alone: Alone, depth: int) -> None:
     requests = [request(320 + i, tokens(28 + i, 320 + i), 12) for i in range(8)]
-    house = House(model, block_size=8, num_blocks=17, depth=depth, chunk=64)
+    block_size = max(8, model.least_block)
+    house = House(model, block_size=block_size, num_blocks=1 + 128 // block_size, depth=depth, chunk=64)
     house.run(requests)
     assert house.scheduler.num_preemptions > 0, "the pool was meant to run out"
     alone.check(house, requests)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_random_aborts_disturb_nobody(model: Decoder, alone: Alone, depth: int) -> None:
+def test_random_aborts_disturb_nobody(model: Model, alone: Alone, depth: int) -> None:
     requests = mixed_requests(24, 60)
     rng = random.Random(depth)
-    house = House(model, block_size=8, num_blocks=60, depth=depth, chunk=64)
+    block_size = max(8, model.least_block)
+    house = House(model, block_size=block_size, num_blocks=480 // block_size, depth=depth, chunk=64)
     aborted: set[str] = set()
 
     def disturb(step: int) -> None:
@@ -316,19 +367,19 @@ def test_random_aborts_disturb_nobody(model: Decoder, alone: Alone, depth: int) 
 
 @pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 1])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_cc16_choices_share_the_prompt(model: Decoder, alone: Alone, length: int, depth: int) -> None:
+def test_cc16_choices_share_the_prompt(model: Model, alone: Alone, length: int, depth: int) -> None:
     """n = 4 from one prompt at block edges: choice i is a separate run with seed + i."""
     req = request(400 + length, tokens(length, 400 + length), 5, n=4, temperature=1.0)
     others = mixed_requests(3, 30, seed=6)
-    house = House(model, block_size=8, depth=depth, chunk=16)
+    house = House(model, block_size=max(8, model.least_block), depth=depth, chunk=16)
     house.run([others[0], req, *others[1:]])
     alone.check(house, [req, *others])
     assert len({tuple(t for t, _ in house.answers[req.id, i]) for i in range(4)}) > 1
 
 
-def test_cc16_choices_under_preemption(model: Decoder, alone: Alone) -> None:
+def test_cc16_choices_under_preemption(model: Model, alone: Alone) -> None:
     req = request(450, tokens(21, 450), 8, n=4, temperature=1.0)
-    house = House(model, block_size=8, chunk=32)
+    house = House(model, block_size=max(8, model.least_block), chunk=32)
     rng = random.Random(0)
 
     def disturb(step: int) -> None:
@@ -340,7 +391,7 @@ def test_cc16_choices_under_preemption(model: Decoder, alone: Alone) -> None:
     alone.check(house, [req])
 
 
-def test_cc14_seeded_draws_survive_restarts(model: Decoder) -> None:
+def test_cc14_seeded_draws_survive_restarts(model: Model) -> None:
     """The same seed alone and among 63 others, three times over."""
     mine = request(1, tokens(30, 1), 8, temperature=1.0)
     crowd = mixed_requests(64, 40, seed=8)[2:]

@@ -56,8 +56,10 @@ def plan(
     source: ModelSource = ModelSource(),  # noqa: B008
     cache: CacheConfig = CacheConfig(),  # noqa: B008
     scheduler: SchedulerConfig = SchedulerConfig(),  # noqa: B008
+    missing: str | None = "no compiler",
 ) -> Ledger:
-    return plan_memory(config, source, cache, scheduler, int(available))
+    """Of the reference kernels, unless ``missing`` is None."""
+    return plan_memory(config, source, cache, scheduler, int(available), missing=missing)
 
 
 # ---- the worked numbers ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan, StepResult
 from tokenmill.kernels.kv import KVTensors
+from tokenmill.runtime.eager import EagerModel
 from tokenmill.runtime.worker import Worker
 
 VOCAB = 211
@@ -15,7 +16,8 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def made_worker(model: Any, *, num_blocks: int = 64, block_size: int = 8) -> Worker:
-    worker = Worker(model, KVTensors.allocate(model.config, num_blocks, block_size), poison=True)
+    kv = KVTensors.allocate(model.config, num_blocks, block_size)
+    worker = Worker(EagerModel(model, kv), poison=True)
     worker.warm_up()
     return worker
 

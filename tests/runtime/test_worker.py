@@ -141,12 +141,12 @@ def test_nan_in_one_sequence_stays_there(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, prompt_logprobs: int | None
 ) -> None:
     """A token whose embedding is NaN poisons the sequence that holds it, and no other row of the step."""
-    weight = tiny.ours.embedding.weight.clone()
+    weight = tiny.ours.embedding.parameters()[0].clone()
     weight[VOCAB - 1] = math.nan
     params = SamplingParams(temperature=0.0, logprobs=1, prompt_logprobs=prompt_logprobs)
     good = new_sequence(1, PROMPT[:30], (1, 2, 3, 4), params)
     alone = Script(made_worker(tiny.ours)).finish(good, 1)
-    monkeypatch.setattr(tiny.ours.embedding, "weight", weight)
+    monkeypatch.setattr(tiny.ours.embedding.method, "weight", weight)
     bad = new_sequence(2, [*PROMPT[:20], VOCAB - 1, 4], (5, 6, 7), params)
     result = Script(made_worker(tiny.ours)).step((2, 0, 22), (1, 0, 30), new=(bad, good))
     assert set(result.errors) == {2} and "not finite" in result.errors[2]

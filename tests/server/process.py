@@ -1,4 +1,4 @@
-"""``python -m tests.server.process``: a server in a process of its own, for tests that send signals."""
+"""``python -m tests.server.process``: a server in a process of its own, for tests that signal or measure one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import asyncio
 import sys
 
-from tests.server.service import make_service
+from tests.server.service import MAX_CONTEXT, make_service
 from tokenmill.server.serve import bind, serve
 from tokenmill.server.settings import ServerSettings
 
 
-async def main(step_s: float, drain_s: float) -> int:
-    settings = ServerSettings(port=0, drain_timeout_s=drain_s)
-    service, _ = make_service(step_s=step_s)
+async def main(given: argparse.Namespace) -> int:
+    settings = ServerSettings(port=0, drain_timeout_s=given.drain_s, write_stall_s=given.write_stall_s)
+    service, _ = make_service(
+        step_s=given.step_s, num_blocks=given.num_blocks, max_seqs=given.max_seqs, max_context=given.max_context
+    )
     sock = bind(settings)
     await service.start()
     code = await serve(service, settings, sock, on_ready=lambda address: print(address, flush=True))
@@ -23,7 +25,10 @@ async def main(step_s: float, drain_s: float) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--step-s", type=float, required=True)
-    parser.add_argument("--drain-s", type=float, required=True)
-    given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.step_s, given.drain_s)))
+    parser.add_argument("--step-s", type=float, default=0.002)
+    parser.add_argument("--drain-s", type=float, default=5.0)
+    parser.add_argument("--write-stall-s", type=float, default=30.0)
+    parser.add_argument("--num-blocks", type=int, default=512)
+    parser.add_argument("--max-seqs", type=int, default=64)
+    parser.add_argument("--max-context", type=int, default=MAX_CONTEXT)
+    sys.exit(asyncio.run(main(parser.parse_args())))

@@ -36,12 +36,18 @@ class TimedExecutor(FakeExecutor):
 
 
 def make_service(
-    *, step_s: float = 0.0, num_blocks: int = 512, max_seqs: int = 64, **options: Any
+    *,
+    step_s: float = 0.0,
+    num_blocks: int = 512,
+    max_seqs: int = 64,
+    max_step_tokens: int = 512,
+    max_context: int = MAX_CONTEXT,
+    **options: Any,
 ) -> tuple[EngineService, TimedExecutor]:
     codec = TextCodec.load(CODEC_FOLDER)
     executor = TimedExecutor(num_blocks, 16, vocab_size=codec.vocab_size, verify=False, **options)
     executor.step_s = step_s
     executor.start()
-    scheduler = Scheduler(KVCache(num_blocks, 16), SchedulerConfig(max_seqs=max_seqs))
-    limits = ModelLimits(MAX_CONTEXT, codec.vocab_size, codec.eos_token_ids)
+    scheduler = Scheduler(KVCache(num_blocks, 16), SchedulerConfig(max_seqs=max_seqs, max_step_tokens=max_step_tokens))
+    limits = ModelLimits(max_context, codec.vocab_size, codec.eos_token_ids)
     return EngineService(Engine(scheduler, executor, MonotonicClock()), codec, limits, model_name=MODEL), executor

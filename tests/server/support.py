@@ -10,11 +10,14 @@ import asyncio
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +29,8 @@ from tokenmill.server.app import create_app
 from tokenmill.server.guard import Guard
 from tokenmill.server.serve import Server, address_of, bind
 from tokenmill.server.settings import ServerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -126,6 +131,20 @@ def running_server(settings: ServerSettings | None = None, **options: Any) -> It
         running.stop()
         thread.join(15)
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def server_process(**options: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of its own and its address; ``options`` as ``tests/server/process.py``."""
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "tests.server.process", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
 
 
 class RawStream:

@@ -346,6 +346,16 @@ def test_tokens_there_and_back(server: Running) -> None:
 # ---- starting --------------------------------------------------------------------------------------
 
 
+def test_small_pieces_leave_at_once(server: Running) -> None:
+    """With Nagle's algorithm on, every second piece of an answer or a stream would wait 40 ms for the client."""
+    assert server.get("/health/live").status_code == 200
+    connections = list(server.server.server_state.connections)
+    assert connections
+    for connection in connections:
+        sock = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

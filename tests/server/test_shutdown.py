@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.server.service import MODEL
-from tests.server.support import RawStream, error_of, events, wait_until
+from tests.server.support import RawStream, error_of, events, server_process, wait_until
 from tokenmill.server.serve import EXIT_CUT_OFF, EXIT_KILLED, EXIT_OK
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPLETIONS = "/v1/completions"
-
-
-@contextmanager
-def server_process(*, step_s: float, drain_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of its own; its address."""
-    command = [sys.executable, "-m", "tests.server.process", "--step-s", str(step_s), "--drain-s", str(drain_s)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
 
 
 def streams(url: str, count: int, max_tokens: int) -> list[RawStream]:

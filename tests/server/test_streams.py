@@ -1,10 +1,9 @@
-"""Streams and clients that leave: ST-01 to ST-04, ST-06 to ST-08, AC-04."""
+"""Streams and clients that leave: ST-02 to ST-04, ST-06 to ST-08, AC-04."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import socket
 import time
 from collections.abc import AsyncGenerator, MutableMapping
@@ -21,34 +20,6 @@ from tokenmill.server.settings import ServerSettings
 from tokenmill.server.sse import EventStream
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-
-def test_st01_a_storm_of_disconnects(server: Running) -> None:
-    """ST-01, scaled down: 200 streams closed at random moments; every block is back within half a second."""
-    random_source = random.Random(1)
-
-    async def one(client: httpx.AsyncClient, num_events: int, n: int) -> None:
-        body = server.completion(stream=True, max_tokens=200, n=n, prompt="word " * random_source.randint(1, 40))
-        if num_events == 0:  # before the headers
-            with_timeout = client.post(server.url + COMPLETIONS, json=body, timeout=random_source.uniform(0.001, 0.2))
-            with pytest.raises(httpx.TimeoutException):
-                await with_timeout
-            return
-        async with client.stream("POST", server.url + COMPLETIONS, json=body) as response:
-            lines = response.aiter_lines()
-            for _ in range(num_events):
-                await anext(lines)
-
-    async def storm() -> None:
-        limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(limits=limits, timeout=60) as client:
-            tasks = [
-                one(client, random_source.choice((0, 1, 2, 9)), random_source.choice((1, 1, 4))) for _ in range(200)
-            ]
-            await asyncio.gather(*tasks)
-
-    asyncio.run(storm())
-    assert server.wait_idle(2.0) < 0.5
 
 
 @pytest.mark.parametrize(("path", "stream"), [(CHAT, False), (COMPLETIONS, False), (CHAT, True)])

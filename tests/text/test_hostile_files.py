@@ -20,6 +20,7 @@ from tests.text.conftest import CodecOf
 from tokenmill.core.errors import CheckpointError, InvalidRequest, NotSupported, SetupError
 from tokenmill.engine.text import TextCodec, checkpoint
 from tokenmill.engine.text.checkpoint import TextFiles, build
+from tokenmill.engine.text.codec import CUT_TOKENS
 from tokenmill.engine.text.formats import GPT2_BYTES, LLAMA3_WORDS, QWEN2_WORDS, added_token
 from tokenmill.engine.text.pieces import byte_alphabet
 from tokenmill.engine.text.regex_safety import check_pattern
@@ -250,9 +251,9 @@ def test_bi15_worst_cases_take_linear_time(name: str, unit: str, codec_of: Codec
 
     def seconds(num_chars: int) -> float:
         text = unit * (num_chars // len(unit))
-        start = time.thread_time()
+        start = time.process_time()  # of all threads: the library has its own
         codec.encode(text)
-        return time.thread_time() - start
+        return time.process_time() - start
 
     seconds(10_000)
     rounds = [(seconds(10_000), seconds(80_000)) for _ in range(2)]
@@ -260,11 +261,22 @@ def test_bi15_worst_cases_take_linear_time(name: str, unit: str, codec_of: Codec
     assert ratio <= 2.5**3, "eight times the text: three doublings"
 
 
+@pytest.mark.parametrize("unit", WORST.values(), ids=WORST)
+@pytest.mark.parametrize("name", ["qwen2", "llama2"])
+def test_bi15_a_count_in_pieces_is_sure_or_says_no(name: str, unit: str, codec_of: CodecOf) -> None:
+    """Cutting a text must never make one that fits look too long; half its tokens must be seen to be too few."""
+    codec = codec_of(name)
+    text = unit * (150_000 // len(unit))
+    count = len(codec.encode(text))
+    assert not codec.exceeds(text, count)
+    assert codec.exceeds(text, count // 2) == (count // 2 > 3 * CUT_TOKENS), "three pieces, and so much for each"
+
+
 def test_bi15_chats_take_linear_time(story: TextCodec) -> None:
     def seconds(count: int) -> float:
-        start = time.thread_time()
+        start = time.process_time()
         story.encode_chat([{"role": "user", "content": "<|im_end|> <|im_" * count}])
-        return time.thread_time() - start
+        return time.process_time() - start
 
     seconds(1000)
     rounds = [(seconds(1000), seconds(8000)) for _ in range(2)]

@@ -73,7 +73,7 @@ def _print_ledger(ledger: Ledger) -> None:
     rows += [("total", "", f"{ledger.total_bytes:,}", ""), ("available", "", f"{ledger.available_bytes:,}", "")]
     print_table(rows, right=(2,))
     print(
-        f"\nserves contexts of up to {ledger.max_context} tokens in {ledger.dtype}, "
+        f"\nserves contexts of up to {ledger.max_context} tokens in {ledger.precision}, "
         f"{ledger.num_blocks} KV blocks of {ledger.block_size} tokens"
     )
 

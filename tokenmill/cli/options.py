@@ -22,7 +22,12 @@ from tokenmill.core.params import SamplingParams
 Command = Callable[..., Any]
 
 ENGINE_HELP: Mapping[str, str] = {
-    "dtype": "Precision of weights and arithmetic; auto: float32 on a CPU.",
+    "kernels": "fast: compiled for this processor; reference: plain PyTorch; auto: fast where it can be had.",
+    "weights": "How the fast kernels hold weights, quantised on loading; auto: int8.",
+    "lm_head": "The same for the output matrix; auto: bf16 beside bf16 weights, else int8.",
+    "group_size": "Inputs that share a scale in quantised weights; if not given, 128, 64 or 32, what divides.",
+    "keep_packed": "Keep packed weights in a file beside the checkpoint, for the next start.",
+    "dtype": "Precision of the reference kernels; given, it chooses them; auto: float32.",
     "served_name": "The id that clients use; the model's own name if not given.",
     "max_context": "Longest prompt + answer in tokens; if not given, the model's, as far as the KV pool holds it.",
     "num_threads": "Threads of one operation; one per core if not given.",
@@ -30,6 +35,7 @@ ENGINE_HELP: Mapping[str, str] = {
     "num_blocks": "Blocks in the KV pool; if not given, from --kv-memory-bytes.",
     "kv_memory_bytes": "Memory for KV blocks (4GB, 512MiB); if not given, from what the machine has free.",
     "prefix_caching": "Reuse computed blocks for equal prefixes.",
+    "kv": "How the fast kernels hold keys and values; auto: bf16.",
     "max_seqs": "Most sequences in a step.",
     "max_step_tokens": "Most tokens computed in a step; longer prompts are computed in chunks.",
     "policy": "Who runs next.",

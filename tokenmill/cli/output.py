@@ -56,6 +56,9 @@ class Loading:
     def update(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)
 
+    def note(self, text: str) -> None:
+        self._console.print(f"note: {text}", markup=False, highlight=False)
+
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar.start()

@@ -11,7 +11,20 @@ from tokenmill.cli.output import Loading, counting, print_json
 from tokenmill.core.engine_config import EngineConfig
 
 MAX_SHOWN = 10
-HEADER_OPTIONS = ("model", "dtype", "block_size", "num_blocks", "max_context")
+HEADER_OPTIONS = (
+    "model",
+    "kernels",
+    "weights",
+    "lm_head",
+    "group_size",
+    "kv",
+    "dtype",
+    "block_size",
+    "num_blocks",
+    "max_context",
+    "max_seqs",
+    "max_step_tokens",
+)
 
 
 @click.command()
@@ -26,7 +39,7 @@ def replay(journal: Path, model: str | None, num_threads: int | None, as_json: b
     from tokenmill.engine.journal import replay as replay_on
 
     header = read_header(journal)
-    options = {name: header[name] for name in HEADER_OPTIONS} | ({"model": model} if model else {})
+    options = {name: header[name] for name in HEADER_OPTIONS if name in header} | ({"model": model} if model else {})
     num_plans = sum(isinstance(record, StepPlan) for record in read_records(journal))
     with Loading() as progress:
         from tokenmill.launch import inspect, load_executor

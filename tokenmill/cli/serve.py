@@ -100,7 +100,8 @@ def _ready_text(launched: Launched, address: str, settings: ServerSettings, seco
     millions = checkpoint.config.num_parameters / 1e6
     return (
         f"tokenmill is ready on {address}: {checkpoint.name}, {millions:,.1f} M parameters "
-        f"in {ledger.dtype}, context {ledger.max_context}, {ledger.num_blocks} KV blocks of {ledger.block_size} tokens "
+        f"in {ledger.precision}, context {ledger.max_context}, "
+        f"{ledger.num_blocks} KV blocks of {ledger.block_size} tokens "
         f"({format_bytes(ledger.group_bytes('kv'))}), loaded in {seconds:.1f} s\n"
         f"try:  {_curl(launched, address, settings.api_key is not None)}"
     )

@@ -15,6 +15,9 @@ from tokenmill.core.errors import ConfigError
 PolicyName = Literal["fcfs", "sjf", "priority", "deadline", "fair"]
 BatchingName = Literal["continuous", "dynamic", "static"]
 PreemptionName = Literal["recompute", "refuse"]
+KernelsName = Literal["auto", "fast", "reference"]
+WeightsName = Literal["auto", "bf16", "int8", "int4"]
+KvName = Literal["auto", "bf16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,28 @@ class ModelSource:
 
     model: str = "story"
     """A folder, a hub name (``org/name``), or a built-in model: ``story``, ``story-draft``."""
+    kernels: KernelsName = "auto"
+    """``fast``: compiled for this processor; ``reference``: plain PyTorch; auto: fast where it can be had."""
+    weights: WeightsName = "auto"
+    """How the fast kernels hold weights; quantised on loading. auto: int8."""
+    lm_head: WeightsName = "auto"
+    """The same for the output matrix; auto: bf16 beside bf16 weights, else int8."""
+    group_size: int | None = None
+    """Inputs that share a scale in quantised weights; None: 128, 64 or 32, the first that divides a matrix's width."""
+    keep_packed: bool = True
+    """Keep packed weights in a file beside the checkpoint, for the next start."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and arithmetic; auto: float32 on a CPU."""
+    """Precision of the reference kernels; given, it chooses them. auto: float32."""
     served_name: str | None = None
     """The id that clients use; None: the model's own name."""
     max_context: int | None = None
     """Longest prompt + answer in tokens; None: what the model was made for, as far as the KV pool holds it."""
     num_threads: int | None = None
     """Threads of one operation; None: one per core."""
+
+    def __post_init__(self) -> None:
+        group = self.group_size
+        _check(group is None or (group >= 32 and group % 32 == 0), "group_size", group, "a multiple of 32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,8 @@ class CacheConfig:
     """Memory for KV blocks; None: from what the machine has free after weights (see the memory ledger)."""
     prefix_caching: bool = True
     """Keep computed blocks by content and reuse them for equal prefixes."""
+    kv: KvName = "auto"
+    """How the fast kernels hold keys and values; auto: bf16."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.block_size <= 1024, "block_size", self.block_size, "between 1 and 1024")

@@ -23,6 +23,7 @@ from tokenmill.models.layers.embedding import Embedding
 from tokenmill.models.layers.mlp import GatedMLP
 from tokenmill.models.layers.norm import RMSNorm
 from tokenmill.models.layers.rotary import Angles, Rotary
+from tokenmill.models.quantization.base import Plain, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,11 @@ class TensorNames:
 class Layer:
     """One layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
-        self.attention = Attention(config, config.windows[index], dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
-        self.mlp = GatedMLP(config, dtype=dtype, device=device)
+    def __init__(self, config: ModelConfig, index: int, scheme: Scheme) -> None:
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, scheme)
+        self.attention = Attention(config, config.windows[index], scheme)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, scheme)
+        self.mlp = GatedMLP(config, scheme)
 
     def destinations(self, prefix: str, names: TensorNames) -> Destinations:
         return {
@@ -76,19 +77,25 @@ class Decoder:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        scheme: Scheme | None = None,
         max_context: int | None = None,
     ) -> None:
-        """``max_context``: longest sequence that will be served (sizes the rotary table); None: the model's own."""
+        """``max_context``: longest sequence that will be served (sizes the rotary table); None: the model's own.
+
+        ``scheme``: how the matrices are kept; None: plainly, in ``dtype`` on ``device``.
+        """
+        scheme = scheme or Plain(dtype, torch.device(device))
         self.config = config
-        self.dtype = dtype
-        self.device = torch.device(device)
+        self.scheme = scheme
+        self.dtype = scheme.dtype
+        self.device = scheme.device
         self.max_context = max_context or config.max_context
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=self.device)
-        self.layers = [Layer(config, index, dtype=dtype, device=self.device) for index in range(config.num_layers)]
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=self.device)
-        self.lm_head = self.embedding
+        self.layers = [Layer(config, index, scheme) for index in range(config.num_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, scheme)
+        self.lm_head = Embedding(scheme.output(), scheme, config.vocab_size, config.hidden_size)
+        self.embedding = self.lm_head
         if not config.tie_embeddings:
-            self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=self.device)
+            self.embedding = Embedding(scheme.table(), scheme, config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config.rope, config.head_dim, self.max_context, device=self.device)
 
     def destinations(self, names: TensorNames) -> Destinations:

@@ -14,8 +14,11 @@ import torch
 
 from tokenmill.core.errors import ConfigError, NotSupported
 from tokenmill.models.config_file import read_config
-from tokenmill.models.decoder import Decoder
+from tokenmill.models.decoder import Decoder, TensorNames
+from tokenmill.models.quantization.base import Scheme
+from tokenmill.models.quantization.packed import PackedScheme
 from tokenmill.models.registry import TENSOR_NAMES
+from tokenmill.models.weights import packed_cache
 from tokenmill.models.weights.checkpoint import Checkpoint
 
 __all__ = ["load_model", "read_config"]
@@ -26,12 +29,16 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    scheme: Scheme | None = None,
     max_context: int | None = None,
+    keep_packed: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """Load a checkpoint folder (``config.json`` and safetensors, in one file or with an index).
 
+    ``scheme``: how the matrices are kept; None: plainly, in ``dtype`` on ``device``.
     ``max_context``: longest sequence that will be served, in tokens (sizes the rotary table); None: the model's.
+    ``keep_packed``: keep packed weights beside the checkpoint, and use those that are there.
     ``progress``: called with (bytes read, bytes in total) after each tensor.
 
     Raises ``CheckpointError`` naming the file and the tensor or field; ``NotSupported`` for another architecture
@@ -47,6 +54,27 @@ def load_model(
     outline = Decoder(config, device="meta", max_context=1).destinations(names)
     ignored = (*names.ignored_suffixes, *([f"{names.lm_head}.weight"] if config.tie_embeddings else []))
     checkpoint.check_matches(outline, ignored)
-    decoder = Decoder(config, dtype=dtype, device=device, max_context=max_context)
-    checkpoint.read_into(decoder.destinations(names), dtype, progress)
+    decoder = Decoder(config, dtype=dtype, device=device, scheme=scheme, max_context=max_context)
+    _fill(decoder, path, checkpoint, names, progress, keep_packed=keep_packed)
     return decoder
+
+
+def _fill(
+    decoder: Decoder,
+    path: Path,
+    checkpoint: Checkpoint,
+    names: TensorNames,
+    progress: Callable[[int, int], None] | None,
+    *,
+    keep_packed: bool,
+) -> None:
+    """Read the weights: packed ones from where they were kept, if they are worth keeping."""
+    scheme = decoder.scheme
+    parameters = decoder.parameters()
+    if not (keep_packed and isinstance(scheme, PackedScheme) and checkpoint.num_bytes >= packed_cache.MIN_BYTES):
+        checkpoint.read_into(decoder.destinations(names), decoder.dtype, progress)
+        return
+    kept = packed_cache.PackedCache.of(path, checkpoint, scheme.precision)
+    if not kept.restore(parameters):
+        checkpoint.read_into(decoder.destinations(names), decoder.dtype, progress)
+        kept.save(parameters)

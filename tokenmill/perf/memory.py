@@ -23,11 +23,13 @@ from typing import Any, Literal
 from tokenmill.core.engine_config import CacheConfig, ModelSource, SchedulerConfig
 from tokenmill.core.errors import ConfigError, DoesNotFit
 from tokenmill.core.model_config import ModelConfig
+from tokenmill.core.precision import BITS, Precision, resolve_precision
 
 Group = Literal["weights", "kv", "workspace", "process"]
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT_BYTES, INDEX_BYTES = 4, 8
+PANEL, HALF_BYTES = 64, 2
+"""Packed matrices hold whole panels of outputs, and quantised ones a half-precision scale per output and group."""
 
 KEY_TILE, QUERY_ROWS, MAX_PAIRS = 64, 12, 512
 """How the reference attention cuts its work (``kernels/reference/attention.py``; a test compares)."""
@@ -66,7 +68,7 @@ class Ledger:
 
     items: tuple[Item, ...]
     available_bytes: int
-    dtype: str
+    precision: Precision
     block_size: int
     num_blocks: int
     max_context: int
@@ -86,7 +88,13 @@ class Ledger:
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
-            "dtype": self.dtype,
+            "precision": {
+                "kernels": self.precision.kernels,
+                "weights": self.precision.weights,
+                "lm_head": self.precision.lm_head,
+                "kv": self.precision.kv,
+                "group_size": self.precision.group_size,
+            },
             "block_size": self.block_size,
             "num_blocks": self.num_blocks,
             "max_context": self.max_context,
@@ -105,10 +113,13 @@ def plan_memory(
     cache: CacheConfig,
     scheduler: SchedulerConfig,
     available_bytes: int,
+    *,
+    missing: str | None = None,
 ) -> Ledger:
     """Foresee every byte and resolve what was left open.
 
     Args:
+        missing: why this machine cannot have the fast kernels (``core/precision.py``); None if it can.
         available_bytes: what this process may still take, measured before loading.
 
     Raises:
@@ -120,7 +131,7 @@ def plan_memory(
             f"max_context {source.max_context} is beyond the {config.max_context} positions "
             f"that the model was made for: --max-context {config.max_context}"
         )
-    demand = _Demand(config, source, cache, scheduler, available_bytes)
+    demand = _Demand(config, source, cache, scheduler, available_bytes, missing)
     ledger = demand.ledger()
     shortage = demand.shortage(ledger)
     if shortage is None:
@@ -139,6 +150,22 @@ def weight_bytes(num_parameters: float, bytes_per_parameter: float, *, num_shard
 def kv_bytes(config: ModelConfig, num_tokens: int, element_bytes: int) -> int:
     """Bytes of keys and values of ``num_tokens`` positions in all layers."""
     return config.kv_bytes_per_token(element_bytes) * num_tokens
+
+
+def kv_position_bytes(config: ModelConfig, form: str) -> int:
+    """Bytes of one position's keys and values in all layers; in int8 each head has a scale for either."""
+    scales = 2 * config.num_layers * config.num_kv_heads * FLOAT_BYTES if form == "int8" else 0
+    return kv_bytes(config, 1, BITS[form] // 8) + scales
+
+
+def packed_bytes(out_size: int, in_size: int, form: str, group: int, *, num_pieces: int = 1) -> int:
+    """Bytes of a packed matrix: whole panels of outputs, and a scale per output and group if it is quantised.
+
+    ``num_pieces`` 2: gate and up, whose outputs share panels half and half, each padded to whole halves.
+    """
+    share = PANEL // num_pieces
+    outputs = -(-out_size // num_pieces // share) * PANEL
+    return outputs * in_size * BITS[form] // 8 + (outputs * (in_size // group) * HALF_BYTES if group else 0)
 
 
 def largest_batch(device_bytes: float, weights_bytes: float, kv_bytes_per_sequence: float) -> int:
@@ -177,18 +204,20 @@ class _Demand:
     cache: CacheConfig
     scheduler: SchedulerConfig
     available_bytes: int
+    missing: str | None
 
     @property
-    def dtype(self) -> str:
-        return "float32" if self.source.dtype == "auto" else self.source.dtype
+    def precision(self) -> Precision:
+        return resolve_precision(self.config, self.source, self.cache, self.missing)
 
     @property
-    def element_bytes(self) -> int:
-        return ELEMENT_BYTES[self.dtype]
+    def position_bytes(self) -> int:
+        """Keys and values of one position in all layers."""
+        return kv_position_bytes(self.config, self.precision.kv)
 
     @property
     def block_bytes(self) -> int:
-        return kv_bytes(self.config, self.cache.block_size, self.element_bytes)
+        return self.cache.block_size * self.position_bytes
 
     @property
     def blocks_are_given(self) -> bool:
@@ -214,15 +243,21 @@ class _Demand:
         return bisect_left(range(1, self.config.max_context + 1), True, key=self._is_too_long)
 
     def ledger_for(self, context: int) -> Ledger:
-        weights = tuple(_weights(self.config, self.dtype))
-        rest = (*_workspace(self.config, self.dtype, self.scheduler, context), *self._process())
+        precision = self.precision
+        if precision.kernels == "fast":
+            weights = tuple(_packed_weights(self.config, precision))
+            workspace = tuple(_buffers(self.config, precision, self.scheduler, context))
+        else:
+            weights = tuple(_weights(self.config, precision.weights))
+            workspace = tuple(_workspace(self.config, precision.weights, self.scheduler, context))
+        rest = (*workspace, *self._process())
         taken = sum(item.num_bytes for item in (*weights, *rest))
         num_blocks, why = self._num_blocks(context, self.available_bytes - taken)
         kv = Item("kv", "KV blocks", num_blocks * self.block_bytes, why)
         return Ledger(
             items=(*weights, kv, *rest),
             available_bytes=self.available_bytes,
-            dtype=self.dtype,
+            precision=precision,
             block_size=self.cache.block_size,
             num_blocks=num_blocks,
             max_context=context,
@@ -262,7 +297,7 @@ class _Demand:
 
     def _num_blocks(self, context: int, left_bytes: int) -> tuple[int, str]:
         """(blocks in the pool, formula); ``left_bytes``: what everything else leaves."""
-        size = f"{self.cache.block_size} tokens × {self.config.kv_bytes_per_token(self.element_bytes)} B"
+        size = f"{self.cache.block_size} tokens × {self.position_bytes} B"
         if self.cache.num_blocks is not None:
             return self.cache.num_blocks, f"{self.cache.num_blocks} blocks (given) × {size}"
         if self.cache.kv_memory_bytes is not None:
@@ -292,12 +327,82 @@ class _Demand:
 
 
 def _weights(config: ModelConfig, dtype: str) -> Iterator[Item]:
-    size = ELEMENT_BYTES[dtype]
+    size = BITS[dtype] // 8
     for name, count in config.parameter_counts().items():
         if name == "lm_head" and config.tie_embeddings:
             yield Item("weights", name, 0, "tied: the embedding serves as the output matrix")
         else:
             yield Item("weights", name, count * size, f"{count:,} × {size} B")
+
+
+def _packed_weights(config: ModelConfig, precision: Precision) -> Iterator[Item]:
+    """The fast kernels' weights: packed matrices; norms and biases in floats."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    layer = {
+        "attention": ((config.q_size + 2 * config.kv_size, hidden, 1), (hidden, config.q_size, 1)),
+        "mlp": ((2 * inner, hidden, 2), (hidden, inner, 1)),
+    }
+    for name, matrices in layer.items():
+        form = precision.weights
+        num_bytes = sum(
+            packed_bytes(out, width, form, precision.group_of(form, width), num_pieces=pieces)
+            for out, width, pieces in matrices
+        )
+        shapes = " + ".join(f"{out} × {width}" for out, width, _ in matrices)
+        yield Item("weights", name, config.num_layers * num_bytes, f"{config.num_layers} layers × ({shapes}) {form}")
+    counts = config.parameter_counts()
+    form = precision.lm_head
+    if not config.tie_embeddings:
+        yield Item("weights", "embedding", counts["embedding"] * 2, f"{counts['embedding']:,} × 2 B")
+    head = packed_bytes(config.vocab_size, hidden, form, precision.group_of(form, hidden))
+    tied = ", the token table as well" if config.tie_embeddings else ""
+    yield Item("weights", "lm_head", head, f"{config.vocab_size} × {hidden} {form}{tied}")
+    small = _small_parameters(config)
+    yield Item("weights", "norms and biases", small * FLOAT_BYTES, f"{small:,} × {FLOAT_BYTES} B")
+
+
+def _small_parameters(config: ModelConfig) -> int:
+    """Norm weights, and biases padded to the panels of their matrix."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    layer = 2 * hidden + (2 * config.head_dim if config.qk_norm else 0)
+    layer += _padded(config.q_size + 2 * config.kv_size) if config.qkv_bias else 0
+    layer += _padded(hidden) if config.out_bias else 0
+    layer += 2 * _padded(inner, PANEL // 2) + _padded(hidden) if config.mlp_bias else 0
+    return config.num_layers * layer + hidden
+
+
+def _padded(size: int, multiple: int = PANEL) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _buffers(config: ModelConfig, precision: Precision, scheduler: SchedulerConfig, context: int) -> Iterator[Item]:
+    """What lies between the fast kernels (``runtime/compiled.py``, ``StepBuffers``), and what sampling takes."""
+    tokens = scheduler.max_step_tokens
+    rows = max(min(scheduler.max_seqs, tokens), PROMPT_LOGITS_ROWS)
+    yield Item(
+        "workspace",
+        "rotary table",
+        context * config.head_dim * FLOAT_BYTES,
+        f"{context} positions × {config.head_dim} × {FLOAT_BYTES} B",
+    )
+    per_token = step_buffer_bytes(config)
+    yield Item("workspace", "step buffers", tokens * per_token, f"{tokens} tokens × {per_token} B")
+    yield Item(
+        "workspace",
+        "logits and sampling",
+        rows * config.vocab_size * LOGIT_BYTES,
+        f"{rows} rows × {config.vocab_size} × {LOGIT_BYTES} B",
+    )
+
+
+def step_buffer_bytes(config: ModelConfig) -> int:
+    """Per token of the largest step: the residual stream and qkv in floats, what flows between products in bf16, and
+    their quantised form (bytes, and a scale and a sum per 32)."""
+    hidden, inner, q_size = config.hidden_size, config.intermediate_size, config.q_size
+    floats = hidden + q_size + 2 * config.kv_size
+    halves = hidden + 2 * q_size + inner
+    width = max(hidden, q_size, inner)
+    return FLOAT_BYTES * floats + HALF_BYTES * halves + width + 2 * FLOAT_BYTES * (-(-width // 32))
 
 
 def _workspace(config: ModelConfig, dtype: str, scheduler: SchedulerConfig, context: int) -> Iterator[Item]:
@@ -306,7 +411,7 @@ def _workspace(config: ModelConfig, dtype: str, scheduler: SchedulerConfig, cont
     Measured by the growth of resident memory in such a step (64 sequences, 512 tokens, width 768): 80 to 105 % of
     this; what the allocator keeps beside counts as the process's.
     """
-    size, tokens = ELEMENT_BYTES[dtype], scheduler.max_step_tokens
+    size, tokens = BITS[dtype] // 8, scheduler.max_step_tokens
     rows = min(scheduler.max_seqs, tokens)
     yield Item(
         "workspace",
@@ -404,5 +509,11 @@ def _candidates(demand: _Demand) -> Iterator[tuple[str, _Demand]]:
     for tokens in (256, 128, 64, 32):
         if tokens < scheduler.max_step_tokens:
             yield f"--max-step-tokens {tokens}", replace(demand, scheduler=replace(scheduler, max_step_tokens=tokens))
-    if demand.dtype == "float32":
+    if demand.precision.weights == "float32":
         yield "--dtype bfloat16", replace(demand, source=replace(source, dtype="bfloat16"))
+    if demand.precision.kernels == "fast":
+        if demand.precision.kv == "bf16":
+            yield "--kv int8", replace(demand, cache=replace(cache, kv="int8"))
+        for weights in ("int8", "int4"):
+            if BITS[weights] < BITS[demand.precision.weights]:
+                yield f"--weights {weights}", replace(demand, source=replace(source, weights=weights))

@@ -1,4 +1,4 @@
-"""From the rows of a step to the model's tensors. All tokens of a step lie one after the other, row by row."""
+"""From the rows of a step to the decoder's tensors. All tokens of a step lie one after the other, row by row."""
 
 from __future__ import annotations
 
@@ -15,22 +15,16 @@ from tokenmill.runtime.table import Row
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What the model is called with."""
+    """What the decoder is called with."""
 
     token_ids: Tensor  # [T] int64
     batch: AttentionBatch
-    offsets: tuple[int, ...]
-    """Where each row's tokens begin among the T."""
 
     @classmethod
     def build(
         cls, rows: Sequence[Row], config: ModelConfig, *, block_size: int, device: torch.device | str
     ) -> StepInputs:
-        token_ids: list[int] = []
-        offsets = []
-        for row in rows:
-            offsets.append(len(token_ids))
-            token_ids += row.entry.token_ids[row.start : row.end]
+        token_ids = [token for row in rows for token in row.entry.token_ids[row.start : row.end]]
         batch = AttentionBatch.build(
             config,
             [row.start for row in rows],
@@ -39,4 +33,4 @@ class StepInputs:
             block_size=block_size,
             device=device,
         )
-        return cls(torch.tensor(token_ids, dtype=torch.int64, device=device), batch, tuple(offsets))
+        return cls(torch.tensor(token_ids, dtype=torch.int64, device=device), batch)

@@ -7,24 +7,10 @@ sequence left, then turns the logits to NaN and the row into an error.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable
 
 from tokenmill.core.step import StepPlan
-from tokenmill.kernels.kv import KVTensors
 from tokenmill.runtime.table import SequenceTable
-
-
-def poison_blocks(kv: KVTensors, block_ids: Iterable[int]) -> None:
-    """Fill blocks with NaN in every layer."""
-    index = list(block_ids)
-    for tensor in (*kv.keys, *kv.values):
-        tensor.view(kv.num_blocks, kv.block_size, *tensor.shape[1:])[index] = math.nan
-
-
-def poison_all(kv: KVTensors) -> None:
-    poison_blocks(kv, range(kv.num_blocks))
 
 
 def fresh_blocks(plan: StepPlan, table: SequenceTable, block_size: int) -> set[int]:

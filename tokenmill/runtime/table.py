@@ -7,6 +7,7 @@ still name it, and its rows are passed over.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from tokenmill.core.step import NewSequence, StepPlan
@@ -19,7 +20,8 @@ class TableEntry:
 
     token_ids: list[int]
     """Known tokens: told by the plan that brought the sequence, then drawn here."""
-    block_ids: list[int]
+    block_ids: array[int]
+    """32-bit, so that kernels may read it where it lies."""
     sampling: SampledSequence
     """How its tokens are chosen; shares ``token_ids``."""
     failed: bool = False
@@ -28,7 +30,7 @@ class TableEntry:
     def from_new(cls, new: NewSequence, vocab_size: int) -> TableEntry:
         token_ids = list(new.token_ids)
         sampling = SampledSequence(token_ids, new.prompt_len, new.params, new.seed, new.stop_token_ids, vocab_size)
-        return cls(token_ids, list(new.block_ids), sampling)
+        return cls(token_ids, array("i", new.block_ids), sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class SequenceTable:
             assert new.seq_id not in self.entries, f"sequence {new.seq_id} is new but known"
             self.entries[new.seq_id] = TableEntry.from_new(new, self._vocab_size)
         for seq_id, (index, block_ids) in plan.block_updates.items():
-            self.entries[seq_id].block_ids[index:] = block_ids
+            self.entries[seq_id].block_ids[index:] = array("i", block_ids)
 
     def rows(self, plan: StepPlan) -> list[Row]:
         """The plan's rows without those of failed sequences."""

@@ -2,8 +2,9 @@
 
 ::
 
-    plan ─ table ─ block copies ─ inputs ─ model ─┬─ last hidden states of rows that sample ─ logits ─ sampler ─ tokens
-                                                  └─ prompt positions asked about ─ logits ─ log-probabilities
+    plan ─ table ─ block copies ─ model ─┬─ last tokens of rows that sample ─┬─ greedy, nothing else wanted ─ tokens
+                                         │                                   └─ logits ─ sampler ─ tokens
+                                         └─ prompt positions asked about ─ logits ─ log-probabilities
 
 It decides nothing. Plans come strictly in order; tokens drawn are put into the table, so the next plan may
 build on them before anyone has told what they are. A row that fails (its logits are not finite, every token
@@ -14,27 +15,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
-from torch import Tensor
 
 from tokenmill.core.errors import NotSupported
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
-from tokenmill.kernels import ops
-from tokenmill.kernels.kv import KVTensors
-from tokenmill.models.decoder import Decoder
-from tokenmill.runtime.inputs import StepInputs
-from tokenmill.runtime.poison import fresh_blocks, poison_all, poison_blocks
+from tokenmill.runtime.poison import fresh_blocks
 from tokenmill.runtime.sampling import Sampler
 from tokenmill.runtime.sampling.logprobs import describe
 from tokenmill.runtime.sampling.sampler import NOT_FINITE
+from tokenmill.runtime.step_model import StepModel
 from tokenmill.runtime.table import Row, SequenceTable
 
 PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits are held at once: a vocabulary of 150,000 takes 600 kB a row."""
 
-_WARM_UP_TOKENS = 16
+MIN_STEP_TOKENS = 16
+"""The warm-up's step."""
 
 
 @dataclass(slots=True)
@@ -56,19 +55,17 @@ class Worker:
     """Carries out step plans on one device.
 
     Args:
-        model: with its weights loaded.
-        kv: the pool that the plans' block ids refer to; nothing else may write it.
+        model: with its weights and the pool that the plans' block ids refer to.
         poison: fill blocks with NaN before they are used (``runtime/poison.py``); for tests.
     """
 
-    def __init__(self, model: Decoder, kv: KVTensors, *, poison: bool = False) -> None:
+    def __init__(self, model: StepModel, *, poison: bool = False) -> None:
         self.model = model
-        self.kv = kv
         self._poison = poison
         self._table = SequenceTable(model.config.vocab_size)
         self._sampler = Sampler()
         if poison:
-            poison_all(kv)
+            model.poison(range(model.num_blocks))
 
     @property
     def known_seq_ids(self) -> frozenset[int]:
@@ -77,13 +74,13 @@ class Worker:
 
     def warm_up(self) -> None:
         """Run a step whose outcome nobody wants, so that the first real one meets everything allocated."""
-        num_tokens = min(_WARM_UP_TOKENS, self.kv.block_size)
+        num_tokens = min(MIN_STEP_TOKENS, self.model.block_size)
         params = SamplingParams(temperature=0.0)
         new = NewSequence(-1, (0,) * num_tokens, num_tokens, params, 0, frozenset(), (0,))
         self.run(StepPlan(-1, (-1,), (0,), (num_tokens,), (new,)))
         self.run(StepPlan(-1, (), (), (), dropped=(-1,)))
         if self._poison:
-            poison_blocks(self.kv, (0,))
+            self.model.poison((0,))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -93,8 +90,9 @@ class Worker:
             raise NotSupported("drafts are not verified yet; plan without them")
         self._table.update(plan)
         if self._poison:
-            poison_blocks(self.kv, fresh_blocks(plan, self._table, self.kv.block_size))
-        ops.copy_blocks(self.kv, plan.copies)
+            self.model.poison(fresh_blocks(plan, self._table, self.model.block_size))
+        if plan.copies:
+            self.model.copy_blocks(plan.copies)
         outcome = _Outcome()
         rows = self._table.rows(plan)
         if rows:
@@ -110,22 +108,36 @@ class Worker:
         )
 
     def _compute(self, rows: list[Row], outcome: _Outcome) -> None:
-        model = self.model
-        inputs = StepInputs.build(rows, model.config, block_size=self.kv.block_size, device=model.device)
-        hidden = model.forward(inputs.token_ids, inputs.batch.positions, inputs.batch, self.kv)
-        for index, row in enumerate(rows):
+        ends = list(accumulate(row.end - row.start for row in rows))
+        sampling = [i for i, row in enumerate(rows) if row.samples]
+        self.model.forward(rows, [ends[i] - 1 for i in sampling])
+        greedy = self.model.greedy()
+        if greedy is not None:
+            chosen = dict(zip(sampling, greedy, strict=True))
+            sampling = self._take_greedy(rows, chosen, outcome)
+        for row, end in zip(rows, ends, strict=True):
             if row.entry.sampling.params.prompt_logprobs is not None:
-                self._describe_prompt(hidden, inputs.offsets[index], row, outcome)
-        sampling = [i for i, row in enumerate(rows) if row.samples and not row.entry.failed]
-        last = [inputs.offsets[i] + rows[i].end - rows[i].start - 1 for i in sampling]
-        self._sample(hidden[last], [rows[i] for i in sampling], outcome)
+                self._describe_prompt(end - (row.end - row.start), row, outcome)
+        sampling = [i for i in sampling if not rows[i].entry.failed]
+        if sampling:
+            self._sample([ends[i] - 1 for i in sampling], [rows[i] for i in sampling], outcome)
 
-    def _sample(self, hidden: Tensor, rows: list[Row], outcome: _Outcome) -> None:
-        """Draw a token for each row from its last hidden state; ``hidden`` is [S, hidden_size]."""
-        if not rows:
-            return
-        logits = self.model.logits(hidden).cpu()  # tokens are chosen on the host
-        samples = self._sampler.sample(logits, [row.entry.sampling for row in rows])
+    def _take_greedy(self, rows: list[Row], chosen: dict[int, int], outcome: _Outcome) -> list[int]:
+        """Take the likeliest token where nothing else is wanted; returns the rows left to the sampler."""
+        left = []
+        for i, token_id in chosen.items():
+            row = rows[i]
+            if token_id < 0 or not row.entry.sampling.is_plain_greedy:
+                left.append(i)
+                continue
+            row.entry.token_ids.append(token_id)
+            outcome.seq_ids.append(row.seq_id)
+            outcome.token_ids.append((token_id,))
+        return left
+
+    def _sample(self, tokens: list[int], rows: list[Row], outcome: _Outcome) -> None:
+        """Draw a token for each row; ``tokens``: the step's tokens that they follow."""
+        samples = self._sampler.sample(self.model.logits(tokens), [row.entry.sampling for row in rows])
         for row, sample in zip(rows, samples, strict=True):
             if sample.token_id is None:
                 outcome.fail(row, sample.error or "no token")
@@ -136,8 +148,8 @@ class Worker:
             if sample.logprobs is not None:
                 outcome.logprobs[row.seq_id] = (sample.logprobs,)
 
-    def _describe_prompt(self, hidden: Tensor, offset: int, row: Row, outcome: _Outcome) -> None:
-        """Log-probabilities of prompt tokens: the hidden state at position ``p`` is about the token at ``p + 1``."""
+    def _describe_prompt(self, offset: int, row: Row, outcome: _Outcome) -> None:
+        """Log-probabilities of prompt tokens: the step's token at position ``p`` is about the one at ``p + 1``."""
         sampling = row.entry.sampling
         first, last = row.start + 1, min(row.end, sampling.prompt_len - 1)
         num_top = sampling.params.prompt_logprobs or 0
@@ -145,7 +157,7 @@ class Worker:
         for begin in range(first, last + 1, PROMPT_LOGITS_ROWS):
             end = min(begin + PROMPT_LOGITS_ROWS, last + 1)
             at = offset + begin - first
-            logits = self.model.logits(hidden[at : at + end - begin]).cpu()
+            logits = self.model.logits(range(at, at + end - begin))
             if not bool(logits.amax(1).isfinite().all()):
                 outcome.fail(row, NOT_FINITE.format(position=f"{begin} … {end - 1}"))
                 return

@@ -53,15 +53,14 @@ async def encode_messages(context: Context, messages: list[ChatMessage], **wishe
 
     Raises:
         InvalidRequest: there is no template, or it does not take these messages.
-        ContextLengthExceeded: too long whatever its tokens are.
+        ContextLengthExceeded: too long by far (see ``Context.tokenise``).
     """
     codec = context.service.codec
     if not codec.has_chat_template:
         raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
     plain = [message.for_template() for message in messages]
-    num_bytes = sum(len(message["content"].encode()) for message in plain)
-    context.check_size(num_bytes, "messages")
-    return await context.off_loop(num_bytes + 256 * len(plain), lambda: codec.encode_chat(plain, **wishes))
+    texts = [message["content"] for message in plain]
+    return await context.tokenise(texts, "messages", lambda: codec.encode_chat(plain, **wishes))
 
 
 def _base(context: Context, ticket: Ticket, body: ChatRequest) -> dict[str, Any]:

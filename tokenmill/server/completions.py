@@ -67,9 +67,8 @@ async def _read_prompts(context: Context, body: CompletionRequest) -> list[Promp
     prompts = []
     for prompt in body.prompt:
         if isinstance(prompt, str):
-            num_bytes = len(prompt.encode())
-            context.check_size(num_bytes, "prompt")
-            prompts.append(Prompt(await context.off_loop(num_bytes, partial(codec.encode, prompt)), prompt))
+            ids = await context.tokenise([prompt], "prompt", partial(codec.encode, prompt))
+            prompts.append(Prompt(ids, prompt))
         else:
             text = codec.decode(prompt, skip_special_tokens=body.skip_special_tokens) if body.echo else ""
             prompts.append(Prompt(prompt, text))

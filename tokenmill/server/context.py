@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ from tokenmill.server.settings import ServerSettings
 
 INLINE_BYTES = 4096
 """Texts up to this size are tokenised on the event loop: handing them over would take longer."""
+
+PLAIN_BYTES_PER_TOKEN = 2
+"""Fewer than natural language and code have: with this much per token of the context, a text need not fit."""
 
 T = TypeVar("T")
 
@@ -72,16 +75,33 @@ class Context:
                 f"The model '{name}' does not exist; this server has '{self.service.model_name}'.", param="model"
             )
 
-    def check_size(self, num_bytes: int, param: str) -> None:
-        """Refuse a text that is too long whatever its tokens are, before it is tokenised."""
-        service = self.service
-        if num_bytes > service.max_context * service.codec.max_bytes_per_token:
-            at_least = math.ceil(num_bytes / service.codec.max_bytes_per_token)
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {service.max_context} tokens, but {param} holds "
-                f"{num_bytes} bytes: at least {at_least} tokens.",
-                param=param,
-            )
+    async def tokenise(self, texts: Sequence[str], param: str, work: Callable[[], list[int]]) -> list[int]:
+        """``work``, which makes tokens of ``texts``; if they are large, neither on the event loop nor without bound.
+
+        A text that cannot fit the context is refused before ``work``, since tokenising takes some hundred bytes of
+        memory per byte: by its length alone, or from a count in pieces once it has bytes enough.
+
+        Raises:
+            ContextLengthExceeded: it cannot fit; one that is only a little too long is left to the engine's check.
+        """
+        limit, codec = self.service.max_context, self.service.codec
+        num_bytes = sum(len(text.encode()) for text in texts)
+        if num_bytes > limit * codec.max_bytes_per_token:
+            raise self._too_long(num_bytes, math.ceil(num_bytes / codec.max_bytes_per_token), param)
+
+        def bounded() -> list[int]:
+            if num_bytes > limit * PLAIN_BYTES_PER_TOKEN and codec.exceeds("".join(texts), limit):
+                raise self._too_long(num_bytes, limit + 1, param)
+            return work()
+
+        return await self.off_loop(num_bytes + 256 * len(texts), bounded)
+
+    def _too_long(self, num_bytes: int, at_least: int, param: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self.service.max_context} tokens, but {param} holds "
+            f"{num_bytes} bytes: at least {at_least} tokens.",
+            param=param,
+        )
 
     def close(self) -> None:
         """Let the tokenising threads go."""

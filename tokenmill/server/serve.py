@@ -55,10 +55,12 @@ def bind(settings: ServerSettings) -> socket.socket:
         SetupError: it is taken, not allowed, or not of this machine.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        sock = socket.socket(family, kind)
+        # By its name: asyncio turns Nagle's algorithm off only where the protocol says TCP. With it on, a token
+        # that follows another waits for the client's acknowledgement, 40 ms.
+        sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise SetupError(f"cannot listen on {settings.host}: {_reason(error)}") from error
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

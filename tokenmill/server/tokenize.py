@@ -25,16 +25,19 @@ async def tokenize(context: Context, request: Request, body: TokenizeRequest) ->
         ids = await encode_messages(context, body.messages, add_generation_prompt=body.add_generation_prompt)
     else:
         text = body.prompt or ""
-        num_bytes = len(text.encode())
         special = body.add_special_tokens
-        ids = await context.off_loop(num_bytes, lambda: codec.encode(text, add_special_tokens=special))
-    answer: TokenizeAnswer = {
-        "count": len(ids),
-        "max_model_len": context.service.max_context,
-        "tokens": ids,
-        "token_strs": [codec.token_text(token_id) for token_id in ids] if body.return_token_strs else None,
-    }
-    return json_response(answer)
+        ids = await context.tokenise([text], "prompt", lambda: codec.encode(text, add_special_tokens=special))
+
+    def respond() -> Response:
+        answer: TokenizeAnswer = {
+            "count": len(ids),
+            "max_model_len": context.service.max_context,
+            "tokens": ids,
+            "token_strs": [codec.token_text(token_id) for token_id in ids] if body.return_token_strs else None,
+        }
+        return json_response(answer)
+
+    return await context.off_loop(len(ids), respond)
 
 
 async def detokenize(context: Context, request: Request, body: DetokenizeRequest) -> Response:

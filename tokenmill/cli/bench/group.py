@@ -9,6 +9,11 @@ from tokenmill.cli.app import LazyGroup
 MEASUREMENTS = {
     "serve": ("tokenmill.cli.bench.serve:serve", "Open-loop load on a running server."),
     "scheduler": ("tokenmill.cli.bench.scheduler:scheduler", "Microseconds per step of the scheduler alone."),
+    "peers": (
+        "tokenmill.cli.bench.peers:peers",
+        "Other engines on this machine, the same work, taking turns with ours.",
+    ),
+    "quality": ("tokenmill.cli.bench.quality:quality", "What each precision costs, against the reference."),
     "kv-waste": ("tokenmill.cli.bench.kv_waste:kv_waste", "KV memory that holds nothing, on a trace of lengths."),
 }
 

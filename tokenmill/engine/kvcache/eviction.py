@@ -2,11 +2,15 @@
 
 Only blocks that nobody holds are here. Within a level the order of arrival is the order of last use: a
 block enters when its last holder lets go, and leaves when somebody takes it up again.
+
+A level is an ``OrderedDict``, a linked list with an index: its oldest entry is found in constant time. A plain
+dict keeps the order too, but looks for its first entry past the gap that every earlier one has left.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from itertools import count
 
 PINNED = 2**31
@@ -17,10 +21,10 @@ class EvictionQueue:
     """Unheld cached blocks in the order in which they are given up."""
 
     def __init__(self) -> None:
-        self._levels: dict[int, dict[int, int]] = {}  # priority → {block id: ticket}, oldest first
+        self._levels: dict[int, OrderedDict[int, int]] = {}  # priority → {block id: ticket}, oldest first; none empty
         self._level_of: dict[int, int] = {}
         self._expiries: list[tuple[float, int, int]] = []  # (moment, ticket, block id); stale ones skipped
-        self._tickets = count()
+        self._tickets = count(1)  # one per stay of a block that can expire; 0: this stay cannot
 
     def __len__(self) -> int:
         return len(self._level_of)
@@ -30,11 +34,15 @@ class EvictionQueue:
 
     def add(self, block_id: int, priority: int, expires_s: float | None) -> None:
         """The block's last holder let go of it."""
-        ticket = next(self._tickets)
-        self._levels.setdefault(priority, {})[block_id] = ticket
-        self._level_of[block_id] = priority
+        ticket = 0
         if expires_s is not None:
+            ticket = next(self._tickets)
             heapq.heappush(self._expiries, (expires_s, ticket, block_id))
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._levels[priority] = OrderedDict()
+        level[block_id] = ticket
+        self._level_of[block_id] = priority
 
     def remove(self, block_id: int) -> None:
         """The block is held again."""
@@ -46,11 +54,15 @@ class EvictionQueue:
 
     def pop(self, now: float) -> int:
         """Take out the block to give up next."""
-        block_id = self._expired(now)
-        if block_id is None:
-            level = self._levels[min(self._levels)]
-            block_id = next(iter(level))
-        self.remove(block_id)
+        if self._expiries and (expired := self._expired(now)) is not None:
+            self.remove(expired)
+            return expired
+        priority = min(self._levels)
+        level = self._levels[priority]
+        block_id, _ = level.popitem(last=False)
+        if not level:
+            del self._levels[priority]
+        del self._level_of[block_id]
         return block_id
 
     def _expired(self, now: float) -> int | None:

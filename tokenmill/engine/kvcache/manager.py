@@ -89,24 +89,22 @@ class KVCache:
         Returns what changed in its block table, or None (and changes nothing) if blocks are short. An update
         without ids means that nothing had to change.
         """
-        tail = seq.num_planned // self.block_size
-        copy_tail = seq.shared_tail and self.pool.ref_count(seq.block_ids[tail]) > 1
-        num_new = max(0, self.num_blocks_for(num_tokens) - len(seq.block_ids))
-        if num_new + copy_tail > self.pool.num_available:
+        if seq.shared_tail:
+            return self._extend_shared(seq, num_tokens, now)
+        num_new = self.num_blocks_for(num_tokens) - len(seq.block_ids)
+        if num_new > self.pool.num_available:
             return None
-        first_changed = tail if copy_tail else len(seq.block_ids)
-        if copy_tail:
-            self._copy_on_write(seq, tail, now)
-        seq.shared_tail = False
-        self._append(seq, self.pool.allocate(num_new, now))
-        return first_changed, tuple(seq.block_ids[first_changed:])
+        first_changed = len(seq.block_ids)
+        block_ids = self.pool.allocate(num_new, now)
+        self._append(seq, block_ids)
+        return first_changed, tuple(block_ids)
 
     def publish(self, seq: Sequence, num_computed: int) -> None:
         """The KV of the first ``num_computed`` tokens is in the cache: index the blocks that are now full."""
         while seq.publish_at <= num_computed:
-            block_hash = self._hash_of(seq, seq.num_published)
-            self.pool.publish(seq.block_ids[seq.num_published], block_hash, seq.request.cache)
-            seq.num_published += 1
+            i = seq.num_published
+            self.pool.publish(seq.block_ids[i], self._hash_of(seq, i), seq.request.cache)
+            seq.num_published = i + 1
             seq.publish_at += self.block_size
 
     def release(self, seq: Sequence, now: float) -> None:
@@ -151,11 +149,10 @@ class KVCache:
 
     def _hash_of(self, seq: Sequence, block_index: int) -> bytes:
         """Chained hash of a full block of known tokens, computed once."""
-        hashes = seq.block_hashes
-        while len(hashes) <= block_index:
-            parent = hashes[-1] if hashes else root_hash(seq.request.cache_salt)
-            start = len(hashes) * self.block_size
-            hashes.append(chain_hash(parent, seq.token_ids[start : start + self.block_size]))
+        hashes, size = seq.block_hashes, self.block_size
+        while (i := len(hashes)) <= block_index:
+            parent = hashes[-1] if i else root_hash(seq.request.cache_salt)
+            hashes.append(chain_hash(parent, seq.token_ids[i * size : (i + 1) * size]))
         return hashes[block_index]
 
     def _start(self, seq: Sequence, block_ids: list[int], num_computed: int) -> None:
@@ -171,6 +168,20 @@ class KVCache:
     def _append(self, seq: Sequence, block_ids: list[int]) -> None:
         seq.block_ids += block_ids
         seq.num_slots = len(seq.block_ids) * self.block_size
+
+    def _extend_shared(self, seq: Sequence, num_tokens: int, now: float) -> BlockUpdate | None:
+        """``extend`` for a sequence whose tail block may have other holders."""
+        tail = seq.num_planned // self.block_size
+        copy_tail = self.pool.ref_count(seq.block_ids[tail]) > 1
+        num_new = max(0, self.num_blocks_for(num_tokens) - len(seq.block_ids))
+        if num_new + copy_tail > self.pool.num_available:
+            return None
+        first_changed = tail if copy_tail else len(seq.block_ids)
+        if copy_tail:
+            self._copy_on_write(seq, tail, now)
+        seq.shared_tail = False
+        self._append(seq, self.pool.allocate(num_new, now))
+        return first_changed, tuple(seq.block_ids[first_changed:])
 
     def _copy_on_write(self, seq: Sequence, index: int, now: float) -> None:
         source = seq.block_ids[index]

@@ -6,7 +6,8 @@ A block is in exactly one of three states::
     cached   nobody holds it, the prefix index knows its content: given up when a block is wanted
     held     by one or more sequences (the index may know it too)
 
-``num_available`` counts the first two: what can be allocated now.
+``num_available`` counts the first two: what can be allocated now. It is kept rather than added up, because every
+sequence asks for it once per block.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Iterable, Sequence
 
 from tokenmill.core.request import CacheHints
 from tokenmill.engine.kvcache.eviction import PINNED, EvictionQueue
-from tokenmill.engine.kvcache.prefix import PrefixIndex
 
 
 class BlockPool:
@@ -23,18 +23,17 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.num_available = num_blocks
+        """Blocks that can be allocated now: free and cached."""
         self.num_evicted = 0
         """Cached blocks given up so far."""
-        self.index = PrefixIndex()
+        self.index: dict[bytes, int] = {}
+        """Content hash → block, one block per hash: a second block with the same content is not indexed."""
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached = EvictionQueue()
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._hints: list[CacheHints | None] = [None] * num_blocks
-
-    @property
-    def num_available(self) -> int:
-        return len(self._free) + len(self._cached)
 
     @property
     def num_free(self) -> int:
@@ -53,11 +52,13 @@ class BlockPool:
 
     def allocate(self, count: int, now: float) -> list[int]:
         """Take ``count`` blocks, evicting cached ones if it must. The caller has looked at ``num_available``."""
+        free, ref_counts = self._free, self._ref_counts
         block_ids = []
         for _ in range(count):
-            block_id = self._free.pop() if self._free else self._evict(now)
-            self._ref_counts[block_id] = 1
+            block_id = free.pop() if free else self._evict(now)
+            ref_counts[block_id] = 1
             block_ids.append(block_id)
+        self.num_available -= len(block_ids)
         return block_ids
 
     def share(self, block_ids: Iterable[int]) -> None:
@@ -65,18 +66,28 @@ class BlockPool:
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
                 self._cached.remove(block_id)
+                self.num_available -= 1
             self._ref_counts[block_id] += 1
 
     def release(self, block_ids: Sequence[int], now: float) -> None:
         """One holder fewer. The last blocks are let go first, so that a prefix outlives its continuations."""
+        ref_counts, all_hints = self._ref_counts, self._hints
         for block_id in reversed(block_ids):
-            self._ref_counts[block_id] -= 1
-            if self._ref_counts[block_id] == 0:
-                self._rest(block_id, now)
+            num_holders = ref_counts[block_id] = ref_counts[block_id] - 1
+            if num_holders:
+                continue
+            self.num_available += 1
+            hints = all_hints[block_id]
+            if hints is None:
+                self._free.append(block_id)
+            elif hints.pin:
+                self._cached.add(block_id, PINNED, None)
+            else:
+                self._cached.add(block_id, hints.priority, None if hints.ttl_s is None else now + hints.ttl_s)
 
     def publish(self, block_id: int, block_hash: bytes, hints: CacheHints) -> None:
         """The (held, full) block's content is computed and may be found by others from now on."""
-        if self._hashes[block_id] is None and self.index.add(block_hash, block_id):
+        if self._hashes[block_id] is None and self.index.setdefault(block_hash, block_id) == block_id:
             self._hashes[block_id] = block_hash
             self._hints[block_id] = hints
 
@@ -91,19 +102,11 @@ class BlockPool:
             self._free.append(self._evict(0.0))
         return num_cleared
 
-    def _rest(self, block_id: int, now: float) -> None:
-        hints = self._hints[block_id]
-        if hints is None:
-            self._free.append(block_id)
-            return
-        expires_s = None if hints.ttl_s is None or hints.pin else now + hints.ttl_s
-        self._cached.add(block_id, PINNED if hints.pin else hints.priority, expires_s)
-
     def _evict(self, now: float) -> int:
         block_id = self._cached.pop(now)
         block_hash = self._hashes[block_id]
         assert block_hash is not None
-        self.index.remove(block_hash)
+        del self.index[block_hash]
         self._hashes[block_id] = None
         self._hints[block_id] = None
         self.num_evicted += 1
@@ -119,6 +122,7 @@ class BlockPool:
         assert counts == self._ref_counts, "reference counts differ from the holders"
         free = set(self._free)
         assert len(free) == len(self._free), "a block is free twice"
+        assert self.num_available == len(free) + len(self._cached), "available blocks are counted wrong"
         for block_id in range(self.num_blocks):
             states = (block_id in free, block_id in self._cached, counts[block_id] > 0)
             assert sum(states) == 1, f"block {block_id} is in states (free, cached, held) = {states}"

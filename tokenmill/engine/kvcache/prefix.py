@@ -1,4 +1,4 @@
-"""Content hashes of blocks, and the index from hash to block.
+"""Content hashes of blocks, by which the prefix index finds them.
 
 A block's hash covers every token up to its end: ``h[i] = H(h[i-1] ‖ tokens of block i)``, started from a
 hash of the salt. Equal hash therefore means equal whole prefix under the same salt, and the longest cached
@@ -22,23 +22,3 @@ def root_hash(salt: str) -> bytes:
 def chain_hash(parent: bytes, token_ids: list[int]) -> bytes:
     """The hash of a full block that follows ``parent``."""
     return blake2b(parent + array("I", token_ids).tobytes(), digest_size=DIGEST_BYTES).digest()
-
-
-class PrefixIndex:
-    """Hash → block, one block per hash. A second block with the same content is simply not indexed."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[bytes, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def get(self, block_hash: bytes) -> int | None:
-        return self._blocks.get(block_hash)
-
-    def add(self, block_hash: bytes, block_id: int) -> bool:
-        """Index the block; False if the content is known already."""
-        return self._blocks.setdefault(block_hash, block_id) == block_id
-
-    def remove(self, block_hash: bytes) -> None:
-        del self._blocks[block_hash]

@@ -67,11 +67,14 @@ class SequenceAccount:
     def summary(self, now: float) -> Account:
         """The account up to ``now``; changes nothing, the sequence may go on."""
         causes = self._causes_until(now)
+        by_state = dict.fromkeys(("queue", "preempted", "prefill", "decode"), 0.0)
+        for name, seconds in causes.items():
+            by_state[name.partition(":")[0]] += seconds
         return Account(
             total_s=now - self.arrival_s,
-            queue_s=_sum(causes, "queue") + _sum(causes, "preempted"),
-            prefill_s=_sum(causes, "prefill"),
-            decode_s=_sum(causes, "decode"),
+            queue_s=by_state["queue"] + by_state["preempted"],
+            prefill_s=by_state["prefill"],
+            decode_s=by_state["decode"],
             causes=causes,
             num_chunks=self.num_chunks,
             num_preemptions=self.num_preemptions,
@@ -84,15 +87,11 @@ class SequenceAccount:
         for cause, total_s in self._clock.reading(now).items() if self._clock else ():
             seconds = total_s - self._reading.get(cause, 0.0)
             rest -= seconds
-            _add(causes, f"{self.state}:{cause}" if cause else self.state, seconds)
-        _add(causes, f"{self.state}:{self.stalled}" if self.stalled else self.state, rest)
+            self._add(causes, cause, seconds)
+        self._add(causes, self.stalled, rest)
         return causes
 
-
-def _add(causes: dict[str, float], name: str, seconds: float) -> None:
-    if seconds > 1e-12:
-        causes[name] = causes.get(name, 0.0) + seconds
-
-
-def _sum(causes: dict[str, float], state: str) -> float:
-    return sum(seconds for name, seconds in causes.items() if name == state or name.startswith(state + ":"))
+    def _add(self, causes: dict[str, float], cause: str | None, seconds: float) -> None:
+        if seconds > 1e-12:
+            name = f"{self.state}:{cause}" if cause else self.state
+            causes[name] = causes.get(name, 0.0) + seconds

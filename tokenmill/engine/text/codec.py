@@ -16,11 +16,15 @@ from typing import Any
 
 from tokenmill.core.errors import CheckpointError, InvalidRequest
 from tokenmill.engine.text.checkpoint import TextFiles, read_folder
-from tokenmill.engine.text.guard import SpecialTokenGuard
+from tokenmill.engine.text.guard import SpecialTokenGuard, ids_of
 from tokenmill.engine.text.pieces import PieceRule
 from tokenmill.engine.text.regex_safety import gave_up
 from tokenmill.engine.text.stream import Detokenizer, decode_all
 from tokenmill.engine.text.template import ChatTemplates, Message
+
+PIECE_CHARS = 2**16
+CUT_TOKENS = 2**10
+"""For ``exceeds``: the size of a piece, and how many tokens a cut may add at most."""
 
 
 class TextCodec:
@@ -138,8 +142,20 @@ class TextCodec:
         """No token stands for more bytes of text: a longer text than ``n`` times this has more than ``n`` tokens."""
         return max(len(self.token_bytes(token_id)) for token_id in self._tokens)
 
+    def exceeds(self, text: str, num_tokens: int) -> bool:
+        """Whether a raw text has more than ``num_tokens`` tokens, told from pieces in little memory; False: not surely.
+
+        A cut changes the tokens around it only, by far fewer than are allowed for it here.
+        """
+        total = 0
+        for start in range(0, len(text), PIECE_CHARS):
+            total += len(self.encode(text[start : start + PIECE_CHARS], add_special_tokens=False)) - CUT_TOKENS
+            if total > num_tokens:
+                return True
+        return False
+
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return ids_of(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     # ---- tokens to text ----
 

@@ -62,7 +62,7 @@ class SpecialTokenGuard:
             parts += (marked[end:start], _seal(index))
             end = stop
         text = "".join((*parts, marked[end:])).replace(MARK, "")
-        return list(self._sealed.encode(text, add_special_tokens=False).ids)
+        return ids_of(self._sealed, text, add_special_tokens=False)
 
     def _hide_text(self, text: str) -> str:
         if MARK in text or SEAL in text:
@@ -87,7 +87,7 @@ class SpecialTokenGuard:
         """``(index of the special token, start, stop)`` of each one in ``text``, as the tokenizer would see them."""
         if not self._special:
             return []
-        encoding = self._finder.encode(text, add_special_tokens=False)
+        encoding = self._finder.encode_batch([text], add_special_tokens=False)[0]
         return [
             (index - 1, start, stop)
             for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -116,6 +116,11 @@ class SpecialTokenGuard:
         for token_id, token in self._special.items():
             assert sealed.token_to_id(seals[token.content]) == token_id, token.content
         return sealed
+
+
+def ids_of(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of ``text``. As a batch of one, which other threads can run beside: ``encode`` keeps them all waiting."""
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _seal(index: int) -> str:

@@ -12,28 +12,22 @@ from tokenmill.models.layers.destination import Destinations
 from tokenmill.models.layers.linear import Linear
 from tokenmill.models.layers.norm import RMSNorm
 from tokenmill.models.layers.rotary import Angles
-from tokenmill.models.quantization.base import Unquantized
+from tokenmill.models.quantization.base import Scheme
 
 
 class Attention:
     """One layer's attention; ``window``: how many positions back a token sees (None: all)."""
 
-    def __init__(self, config: ModelConfig, window: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, window: int | None, scheme: Scheme) -> None:
         self.window = window
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.scale = config.head_dim**-0.5
         pieces = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
-        self.qkv = Linear(Unquantized(), config.hidden_size, pieces, bias=config.qkv_bias, dtype=dtype, device=device)
-        self.out = Linear(
-            Unquantized(),
-            config.q_size,
-            {"o_proj": config.hidden_size},
-            bias=config.out_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype, device=device) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype, device=device) if config.qk_norm else None
+        self.qkv = Linear(scheme.linear(), scheme, config.hidden_size, pieces, bias=config.qkv_bias)
+        pieces = {"o_proj": config.hidden_size}
+        self.out = Linear(scheme.linear(), scheme, config.q_size, pieces, bias=config.out_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, scheme) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, scheme) if config.qk_norm else None
 
     def destinations(self, prefix: str) -> Destinations:
         found = {**self.qkv.destinations(prefix), **self.out.destinations(prefix)}

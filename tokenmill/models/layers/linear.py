@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from tokenmill.models.layers.destination import Destinations
-from tokenmill.models.quantization.base import LinearMethod
+from tokenmill.models.quantization.base import LinearMethod, Scheme
 
 
 class Linear:
@@ -17,17 +16,16 @@ class Linear:
     def __init__(
         self,
         method: LinearMethod,
+        scheme: Scheme,
         in_size: int,
         pieces: Mapping[str, int],
         *,
         bias: bool,
-        dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self.method = method
         self.piece_names = tuple(pieces)
         self.piece_sizes = tuple(pieces.values())
-        method.create(in_size, self.piece_sizes, bias=bias, dtype=dtype, device=device)
+        method.create(in_size, self.piece_sizes, bias=bias, dtype=scheme.dtype, device=scheme.device)
 
     def destinations(self, prefix: str) -> Destinations:
         return {

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.kernels import ops
 from tokenmill.models.layers.destination import Destinations
 from tokenmill.models.layers.linear import Linear
-from tokenmill.models.quantization.base import Unquantized
+from tokenmill.models.quantization.base import Scheme
 
 
 class GatedMLP:
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, scheme: Scheme) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         pieces = {"gate_proj": inner, "up_proj": inner}
-        self.gate_up = Linear(Unquantized(), hidden, pieces, bias=bias, dtype=dtype, device=device)
-        self.down = Linear(Unquantized(), inner, {"down_proj": hidden}, bias=bias, dtype=dtype, device=device)
+        self.gate_up = Linear(scheme.gated(), scheme, hidden, pieces, bias=bias)
+        self.down = Linear(scheme.linear(), scheme, inner, {"down_proj": hidden}, bias=bias)
 
     def destinations(self, prefix: str) -> Destinations:
         return {**self.gate_up.destinations(prefix), **self.down.destinations(prefix)}

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from tokenmill.kernels import ops
 from tokenmill.models.layers.destination import Destinations, into
+from tokenmill.models.quantization.base import Scheme
 
 
 class RMSNorm:
-    def __init__(self, size: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, size: int, eps: float, scheme: Scheme) -> None:
         self.eps = eps
-        self.weight = torch.empty(size, dtype=dtype, device=device)
+        self.weight = torch.empty(size, dtype=scheme.dtype, device=scheme.device)
 
     def destinations(self, name: str) -> Destinations:
         return {f"{name}.weight": into(self.weight)}

@@ -23,10 +23,8 @@ from torch import Tensor
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.runtime.sampling.filters import draw, draw_filtered, is_filtered
 from tokenmill.runtime.sampling.logprobs import describe
-from tokenmill.runtime.sampling.stages import STAGES, SampledSequence, Stage
+from tokenmill.runtime.sampling.stages import GREEDY_BELOW, STAGES, SampledSequence, Stage
 from tokenmill.runtime.sampling.uniform import uniform
-
-GREEDY_BELOW = 1e-5
 
 NOT_FINITE = "the model's logits are not finite at position {position}; the checkpoint or its precision is at fault"
 OVERFLOW = "the logits at position {position} overflow under the request's penalties; use milder ones"

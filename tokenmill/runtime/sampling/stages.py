@@ -23,6 +23,9 @@ from torch import Tensor
 
 from tokenmill.core.params import SamplingParams
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are 0: the limit, without the overflow."""
+
 BAN_BIAS = -100.0
 """A logit bias this low is a ban, as the API promises, whatever the size of the logits."""
 
@@ -39,10 +42,14 @@ class SampledSequence:
     vocab_size: int
     stages: tuple[Stage, ...] = field(init=False)
     """The stages that this sequence asks for, in order."""
+    is_plain_greedy: bool = field(init=False)
+    """The likeliest token is all that is wanted: nobody needs to see the logits."""
 
     def __post_init__(self) -> None:
         prepared = (stage.prepare(self) for stage in STAGES)
         self.stages = tuple(stage for stage in prepared if stage is not None)
+        reported = self.params.logprobs is not None or self.params.prompt_logprobs is not None
+        self.is_plain_greedy = self.params.temperature < GREEDY_BELOW and not self.stages and not reported
 
 
 class Stage(ABC):

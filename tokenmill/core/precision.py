@@ -1,0 +1,134 @@
+"""``Precision``: in what form a model is held and computed, resolved from what was asked and what is possible.
+
+Two ways to compute: the *fast* kernels (C++; weights packed as bfloat16 or quantised in groups, keys and values as
+bfloat16 or 8 bits) and the *reference* (plain PyTorch in one floating-point type, which runs everywhere). What was
+left open is chosen here; what was asked for and cannot be is refused with the field's name.
+
+A quantisation group is a run of a row's inputs that share a scale: the smaller, the finer and the slower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tokenmill.core.engine_config import CacheConfig, ModelSource
+from tokenmill.core.errors import ConfigError
+from tokenmill.core.model_config import ModelConfig
+
+GROUPS = (128, 64, 32)
+"""Group sizes, the fastest first."""
+KV_POSITIONS = 16
+"""The fast kernels read blocks and heads in multiples of this."""
+
+DEFAULT_WEIGHTS = "int8"
+"""The fastest whose output stays within 0.01 nats of the checkpoint's own (docs/explanation/precision.md)."""
+
+BITS = {"float32": 32, "bfloat16": 16, "bf16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How a model is held and computed."""
+
+    kernels: Literal["fast", "reference"]
+    weights: str
+    """``bf16``, ``int8``, ``int4``; of the reference ``float32`` or ``bfloat16``."""
+    lm_head: str
+    """Of the output matrix (and of the token table, where it is the same)."""
+    kv: str
+    group_size: int | None = None
+    """Inputs that share a scale; None: per matrix, the largest of ``GROUPS`` that divides its width."""
+    note: str = field(default="", compare=False)
+    """Why it is not what it would be elsewhere; empty if it is."""
+
+    def __str__(self) -> str:
+        if self.kernels == "reference":
+            return f"{self.weights} (reference kernels)"
+        head = "" if self.lm_head == self.weights else f", output matrix {self.lm_head}"
+        return f"{self.weights} weights{head}, {self.kv} KV"
+
+    def group_of(self, weights: str, width: int) -> int:
+        """The group of a matrix with ``width`` inputs; 0 where it is not quantised."""
+        if BITS[weights] >= 16:
+            return 0
+        if self.group_size is not None:
+            return self.group_size
+        return next(group for group in GROUPS if width % group == 0)
+
+
+def resolve_precision(
+    config: ModelConfig, source: ModelSource, cache: CacheConfig, missing: str | None = None
+) -> Precision:
+    """Choose what was left open.
+
+    Args:
+        missing: why the fast kernels cannot be had on this machine; None if they can.
+
+    Raises:
+        ConfigError: what was asked for contradicts itself, the model or the machine.
+    """
+    wishes = {"weights": source.weights, "lm_head": source.lm_head, "kv": cache.kv, "group_size": source.group_size}
+    asked = {name: value for name, value in wishes.items() if value not in ("auto", None)}
+    if source.kernels == "reference" or (source.kernels == "auto" and source.dtype != "auto"):
+        if asked:
+            name, value = next(iter(asked.items()))
+            because = "kernels is reference" if source.kernels == "reference" else f"dtype is {source.dtype}"
+            raise ConfigError(f"{name} {value} is of the fast kernels, but {because}: leave out one of the two")
+        return _reference(source)
+    if source.dtype != "auto":
+        raise ConfigError(f"dtype {source.dtype} is of the reference kernels, but kernels is fast: leave out dtype")
+    weights, lm_head = _weights(config, source)
+    obstacle = missing or _obstacle(config, source, cache, weights, lm_head)
+    if obstacle is None:
+        kv = "bf16" if cache.kv == "auto" else cache.kv
+        return Precision("fast", weights, lm_head, kv, source.group_size)
+    if asked or source.kernels == "fast":
+        raise ConfigError(obstacle)
+    return _reference(source, f"reference kernels, which are much slower: {obstacle}")
+
+
+def _reference(source: ModelSource, note: str = "") -> Precision:
+    dtype = "float32" if source.dtype == "auto" else source.dtype
+    return Precision("reference", dtype, dtype, dtype, note=note)
+
+
+def _weights(config: ModelConfig, source: ModelSource) -> tuple[str, str]:
+    """Of the layers and of the output matrix: the default where it divides, bf16 where it does not."""
+    weights: str = source.weights
+    if weights == "auto":
+        divisible = all(width % GROUPS[-1] == 0 for width in _widths(config).values())
+        weights = DEFAULT_WEIGHTS if divisible else "bf16"
+    lm_head: str = source.lm_head
+    if lm_head == "auto":
+        lm_head = "bf16" if weights == "bf16" or config.hidden_size % GROUPS[-1] else "int8"
+    return weights, lm_head
+
+
+def _widths(config: ModelConfig) -> dict[str, int]:
+    """Inputs of the layers' matrices."""
+    return {
+        "self_attn.q_proj": config.hidden_size,
+        "self_attn.o_proj": config.q_size,
+        "mlp.gate_proj": config.hidden_size,
+        "mlp.down_proj": config.intermediate_size,
+    }
+
+
+def _obstacle(config: ModelConfig, source: ModelSource, cache: CacheConfig, weights: str, lm_head: str) -> str | None:
+    """What the fast kernels cannot do of this."""
+    if config.head_dim % KV_POSITIONS:
+        return f"head_dim {config.head_dim} of the model is no multiple of {KV_POSITIONS}, which the fast kernels need"
+    if cache.block_size % KV_POSITIONS:
+        return f"block_size {cache.block_size} is no multiple of {KV_POSITIONS}, which the fast kernels need"
+    matrices = [(name, width, weights) for name, width in _widths(config).items()]
+    for name, width, form in [*matrices, ("lm_head", config.hidden_size, lm_head)]:
+        if width % 2:
+            return f"{name} has {width} inputs; the fast kernels need an even number"
+        group = source.group_size or GROUPS[-1]
+        if BITS[form] < 16 and width % group:
+            return (
+                f"{name} has {width} inputs, which groups of {group} do not divide: "
+                f"another group_size (a multiple of {GROUPS[-1]}), or weights bf16"
+            )
+    return None

@@ -1,0 +1,57 @@
+"""``Program``: a step as a list of kernel calls on fixed buffers, laid out once, run by one call per step.
+
+What changes between steps is in the ``Step`` record alone (counts, tokens, positions, block tables), so one program
+serves every shape: there are no buckets and nothing is padded. Every kernel is told how many rows there are and
+shares them among the threads of the pool.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.kernels.cpu.library import Library, Pool
+from tokenmill.kernels.cpu.records import Args, Call, Step
+
+
+class Program:
+    """Kernel calls in order. Whoever adds one keeps the buffers alive that its arguments point to."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.names: list[str] = []
+        self._args: list[Args] = []
+        self._calls: ctypes.Array[Call] | None = None
+
+    def add(self, kernel: str, args: Args) -> None:
+        """Append a call of ``tm_<kernel>``."""
+        self.names.append(kernel)
+        self._args.append(args)
+        self._calls = None
+
+    def run(self, pool: Pool, step: Step, seconds: NDArray[np.float64] | None = None) -> None:
+        """Carry out the step; with ``seconds`` (one per call) each call's time is added there."""
+        calls = self._calls
+        if calls is None:
+            addresses = [self.library.kernel(name) for name in self.names]
+            records = [Call(k, ctypes.addressof(a)) for k, a in zip(addresses, self._args, strict=True)]
+            calls = self._calls = (Call * len(records))(*records)
+        timing = None if seconds is None else seconds.ctypes.data
+        self.library.run(pool.handle, ctypes.addressof(calls), len(calls), ctypes.addressof(step), timing)
+
+
+def make_step(
+    token_ids: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    slots: NDArray[np.int32],
+    row_begin: NDArray[np.int32],
+    tables: NDArray[np.int32],
+    outputs: NDArray[np.int32],
+) -> Step:
+    """A ``Step`` over arrays that the caller keeps alive; shapes as in ``src/kernels.h``, all C-contiguous."""
+    arrays = (token_ids, positions, slots, row_begin, tables, outputs)
+    assert all(array.dtype == np.int32 and array.flags.c_contiguous for array in arrays)
+    addresses = (array.ctypes.data for array in arrays)
+    return Step(len(token_ids), len(row_begin) - 1, len(outputs), tables.shape[1] if tables.size else 0, *addresses)

@@ -1,0 +1,322 @@
+// Attention over a paged cache: softmax(scale * q k^T) v for any mix of prompt chunks and single tokens, one call.
+//
+// Work is cut into items: one row's *query tile* (consecutive tokens; with the query heads that share a key head they
+// make up to about a hundred query rows) for one key head. An item walks the keys from the first to the last that any
+// of its tokens sees, in *key tiles* of 64 positions at absolute multiples of 64, and keeps for each query row a
+// running maximum, sum and output (online softmax, arXiv 1805.02867; tiled, arXiv 2205.14135):
+//
+//     s = scale * log2(e) * q k^T          over D from the front, one chain
+//     m' = max(m, s)
+//     p = 2^(s - m')                       0 where the row does not see the position
+//     sum = sum * 2^(m - m') + p,   out = out * 2^(m - m') + p v        over positions from the front, one chain
+//
+// A query row goes through the same operations in the same order whether it is alone or among others: the tiles are
+// those of its own position; a tile (or a part of one) that it does not see adds zeros, and that changes nothing but
+// the sign of a zero and, where dot_bf16 flushes them, denormals: one more addition of zero at the end makes these
+// alike too. So a token's output has the same bits alone, in any chunk, in any company, on any number of threads,
+// and with any size of block.
+//
+// What a row does not see never gets in, not even NaN: scores are replaced, values of positions that no row of the item
+// sees are taken as zeros, and where some rows see a position and others do not, values that are not finite make the
+// kernel take row by row.
+//
+// The longest items are handed out first. While one key tile is worked on, the next is fetched into the second level
+// of cache: reading memory is all that a decode step costs, and the first level has too few lines in flight for it.
+#include <utility>
+#include <vector>
+
+#include "attention_tile.h"
+
+#define NOINLINE __attribute__((noinline))
+
+namespace {
+
+constexpr int64_t kQueryRows = 96;  // of an item, about
+constexpr int64_t kColumns = 4 * kLanes;
+
+// Consecutive tokens of one row of the step.
+struct QueryTile {
+    int64_t row, token, count;
+    int64_t position;  // of the first, in the sequence
+    int64_t cost;      // key tiles times tokens
+};
+
+INLINE int64_t first_seen(int64_t position, int64_t window) {
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+// Every thread makes the same list.
+void plan(const AttentionArgs& args, const Step& step, std::vector<QueryTile>& tiles) {
+    const int64_t heads_per_key = args.num_heads / args.kv.num_heads;
+    const int64_t most = std::max<int64_t>(1, kQueryRows / heads_per_key);
+    tiles.clear();
+    for (int64_t row = 0; row < step.num_rows; row++) {
+        const int64_t end = step.row_begin[row + 1];
+        for (int64_t token = step.row_begin[row]; token < end; token += most) {
+            const int64_t count = std::min(most, end - token), position = step.positions[token];
+            const int64_t keys = position + count - first_seen(position, args.window);
+            tiles.push_back({row, token, count, position, (keys + kKeyTile) * (count + 4)});
+        }
+    }
+    std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return a.cost > b.cost; });
+}
+
+// Where a key tile lies in the cache. Groups that no row of the item sees are given as their nearest neighbour: they
+// are read at most, never used.
+struct KeyTile {
+    int64_t base;  // position
+    const char* keys[kTileGroups];
+    const char* values[kTileGroups];
+    KeyScales scales;
+};
+
+template <class Format> class Item {
+  public:
+    // (Not inlined, nor is `pack`: the item is thread_local, and every use of a member would look up where it is.)
+    NOINLINE void run(const AttentionArgs& args, const Step& step, const QueryTile& tile, int64_t head) {
+        args_ = &args;
+        step_ = &step;
+        tile_ = &tile;
+        head_ = head;
+        size_ = args.kv.head_dim;
+        width_ = (size_ + 31) / 32 * 32;
+        per_key_ = args.num_heads / args.kv.num_heads;
+        rows_ = tile.count * per_key_;
+        first_ = first_seen(tile.position, args.window);
+        last_ = tile.position + tile.count - 1;
+        prepare();
+        KeyTile now = locate(first_ / kKeyTile * kKeyTile), next;
+        fetch(now);
+        load_queries();
+        for (;; now = next) {
+            const bool more = now.base + kKeyTile <= last_;
+            next = more ? locate(now.base + kKeyTile) : now;
+            attend(now, next);
+            if (!more) break;
+        }
+        finish();
+    }
+
+  private:
+    static constexpr int kRows = Format::kRows;
+    using Query = typename Format::Query;
+    using Weights = typename Format::Weights;
+
+    int64_t query_bytes() const { return size_ * Format::kNumberBytes * (kWordRows / kRows); }
+    int64_t position_of(int64_t row) const { return tile_->position + row / per_key_; }
+    int64_t chunk_size(int64_t row) const {  // rows that go together from `row` on: even shares
+        const int64_t left = rows_ - row, chunks = (left + kRows - 1) / kRows;
+        return (left + chunks - 1) / chunks;
+    }
+
+    void prepare() {
+        if (int64_t(queries_.size()) < rows_) queries_.resize(rows_), states_.resize(rows_);
+        words_.resize(std::max<size_t>(words_.size(), (rows_ * query_bytes() + 63) / 64));
+        out_.resize(std::max<size_t>(out_.size(), rows_ * width_ / kLanes));
+        packed_.resize(std::max<size_t>(packed_.size(), kKeyTile * width_ * Format::kNumberBytes / 64));
+        zeros_.resize(std::max<size_t>(zeros_.size(), width_ / kLanes));
+        for (int64_t i = 0; i < rows_; i++) states_[i] = {f32x16{}, kNothing};
+        for (int64_t i = 0; i < rows_ * width_ / kLanes; i++) out_[i] = f32x16{};
+    }
+
+    KeyTile locate(int64_t base) const {
+        const KvCache& kv = args_->kv;
+        KeyTile tile;
+        tile.base = base;
+        for (int j = 0; j < kTileGroups; j++) {
+            const int64_t at = std::clamp(base + j * kGroup, first_ / kGroup * kGroup, last_ / kGroup * kGroup);
+            const int64_t block = step_->tables[tile_->row * step_->table_stride + at / kv.block_size];
+            const int64_t line = line_index(kv, block, at % kv.block_size, head_);
+            tile.keys[j] = key_group(kv, line);
+            tile.values[j] = value_line(kv, line);
+            tile.scales.keys[j] = kv.key_scales + line;
+            tile.scales.values[j] = kv.value_scales + line;
+        }
+        return tile;
+    }
+
+    void fetch(const KeyTile& tile) const {
+        const int64_t bytes = kGroup * size_ * Format::kNumberBytes;
+        for (int j = 0; j < kTileGroups; j++)
+            for (int64_t b = 0; b < bytes; b += 64) prefetch_l2(tile.keys[j] + b), prefetch_l2(tile.values[j] + b);
+    }
+
+    void load_queries() {
+        char* words = reinterpret_cast<char*>(words_.data());
+        for (int64_t row = 0; row < rows_;) {
+            const int64_t count = chunk_size(row), digits = kWordRows / kRows;
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t token = tile_->token + (row + i) / per_key_;
+                const int64_t head = head_ * per_key_ + (row + i) % per_key_;
+                const bf16* q = args_->q + (token * args_->num_heads + head) * size_;
+                queries_[row + i] = Format::load_query(q, size_, words + i * digits * kWordBytes, count * digits * kWordBytes);
+            }
+            words += count * query_bytes();
+            row += count;
+        }
+    }
+
+    // The tile's values of positions first ... last, turned into words; others as zeros. True if one is not finite.
+    template <bool kProbe>
+    NOINLINE bool pack(const KeyTile& tile, int64_t positions, int64_t first, int64_t last, const char* const* ahead) {
+        const int64_t size = size_, line_size = size * Format::kNumberBytes;
+        char* out = reinterpret_cast<char*>(packed_.data());
+        const char* zeros = reinterpret_cast<const char*>(zeros_.data());
+        f32x16 probe = {};
+        for (int64_t p = 0; p < positions; p += Format::kPositions) {
+            const char* lines[Format::kPositions];
+            for (int64_t i = 0; i < Format::kPositions; i++) {
+                const bool seen = tile.base + p + i >= first && tile.base + p + i <= last;
+                lines[i] = seen ? tile.values[(p + i) / kGroup] + (p + i) % kGroup * line_size : zeros;
+            }
+            const char* soon = ahead ? ahead[p / kGroup] + p % kGroup * line_size : nullptr;
+            if (soon)
+                for (int64_t b = 0; b < Format::kPositions * line_size; b += 64) prefetch_l2(soon + b);
+            int64_t d = 0;
+            for (; d + 32 <= size; d += 32, out += 2 * kStepBytes) {
+                Format::template pack<32, kProbe>(lines, out, probe);
+                for (auto& line : lines) line += 32 * Format::kNumberBytes;
+            }
+            if (d < size) {
+                Format::template pack<16, kProbe>(lines, out, probe);
+                out += 2 * kStepBytes;
+            }
+        }
+        return kProbe && sum(probe) != 0.0f;  // NaN, or 0
+    }
+
+    void attend(const KeyTile& now, const KeyTile& next) {
+        const int64_t end = std::min(now.base + kKeyTile - 1, last_);
+        const int64_t positions = (end - now.base) / kGroup * kGroup + kGroup;
+        // Does a row see less of this tile than the others? Then their values must not be able to hurt it.
+        const bool ragged = tile_->position < end || first_seen(last_, args_->window) > std::max(now.base, first_);
+        const bool poisoned = ragged ? pack<true>(now, positions, first_, last_, next.values)
+                                     : pack<false>(now, positions, first_, last_, next.values);
+        const char* words = reinterpret_cast<const char*>(words_.data());
+        const char* const* ahead = next.keys;
+        for (int64_t row = 0; row < rows_;) {
+            const int64_t count = chunk_size(row);
+            const int64_t top = position_of(row + count - 1), bottom = first_seen(position_of(row), args_->window);
+            if (top >= now.base && bottom < now.base + kKeyTile) {
+                const int64_t seen = std::min<int64_t>((top - now.base) / kGroup + 1, kTileGroups);
+                attend_rows(now, row, count, seen, words, ahead, poisoned);
+                ahead = nullptr;
+            }
+            words += count * query_bytes();
+            row += count;
+        }
+    }
+
+    void attend_rows(const KeyTile& tile, int64_t row, int64_t count, int64_t groups, const char* words,
+                     const char* const* ahead, bool poisoned) {
+        f32x16 s[kRows][kTileGroups];
+        float fade[kRows];
+        float* out[kRows];
+        Weights weights;
+        kScores[count - 1][groups - 1](*this, tile, row, words, ahead, s);
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t position = position_of(row + i);
+            const Sight sight = {first_seen(position, args_->window) - tile.base, position - tile.base};
+            RowState& state = states_[row + i];
+            fade[i] = soften(s[i], sight, state);
+            Format::weigh(s[i], sight, tile.scales, state, weights, int(i));
+            out[i] = reinterpret_cast<float*>(out_.data()) + (row + i) * width_;
+        }
+        if (!poisoned) {
+            kAccumulate[count - 1](*this, weights, fade, groups * kGroup, out);
+            return;
+        }
+        for (int64_t i = 0; i < count; i++) {  // each row with values that it sees itself
+            const int64_t position = position_of(row + i);
+            pack<false>(tile, groups * kGroup, first_seen(position, args_->window), position, nullptr);
+            Weights alone;
+            alone.take(weights, int(i));
+            kAccumulate[0](*this, alone, fade + i, groups * kGroup, out + i);
+        }
+        pack<false>(tile, kKeyTile, first_, last_, nullptr);
+    }
+
+    void finish() {
+        for (int64_t row = 0; row < rows_; row++) {
+            const f32x16 share = splat(1.0f / sum(states_[row].sum));
+            const int64_t token = tile_->token + row / per_key_, head = head_ * per_key_ + row % per_key_;
+            bf16* out = args_->out + (token * args_->num_heads + head) * size_;
+            for (int64_t d = 0; d < size_; d += kLanes) {
+                const f32x16 total = dot_bf16(out_[(row * width_ + d) / kLanes], i32x16{}, i32x16{});
+                store_bf16(out + d, total * share);
+            }
+        }
+    }
+
+    // The products, for every number of rows and groups.
+    using ScoresFunction = void (*)(Item&, const KeyTile&, int64_t row, const char* words, const char* const* ahead,
+                                    f32x16 (*)[kTileGroups]);
+    using AccumulateFunction = void (*)(Item&, const Weights&, const float* fade, int64_t positions, float* const* out);
+
+    template <int kCount, int kGroups>
+    static void scores(Item& item, const KeyTile& tile, int64_t row, const char* words, const char* const* ahead,
+                       f32x16 (*out)[kTileGroups]) {
+        const float scale = item.args_->scale * 1.44269504f;
+        Format::template scores<kCount, kGroups>(words, item.queries_.data() + row, tile.keys, item.size_, tile.scales,
+                                                 scale, ahead, out);
+    }
+    template <int kCount>
+    static void accumulate(Item& item, const Weights& weights, const float* fade, int64_t positions, float* const* out) {
+        const int64_t step = item.width_ * Format::kPositions * Format::kNumberBytes;
+        const char* values = reinterpret_cast<const char*>(item.packed_.data());
+        float* columns[kCount];
+        for (int i = 0; i < kCount; i++) columns[i] = out[i];
+        auto advance = [&](int64_t by) {
+            values += by * kWordBytes;
+            for (auto& column : columns) column += by;
+        };
+        int64_t d = 0;
+        for (; d + kColumns <= item.width_; d += kColumns, advance(kColumns))
+            Format::template accumulate<kCount, 4>(weights, fade, values, step, positions, columns);
+        if (d < item.width_) Format::template accumulate<kCount, 2>(weights, fade, values, step, positions, columns);
+    }
+    struct ScoresTable {
+        ScoresFunction of[kRows][kTileGroups];
+        template <int... kCount> constexpr ScoresTable(std::integer_sequence<int, kCount...>)
+            : of{{scores<kCount + 1, 1>, scores<kCount + 1, 2>, scores<kCount + 1, 3>, scores<kCount + 1, 4>}...} {}
+        const ScoresFunction* operator[](int64_t i) const { return of[i]; }
+    };
+    struct AccumulateTable {
+        AccumulateFunction of[kRows];
+        template <int... kCount> constexpr AccumulateTable(std::integer_sequence<int, kCount...>)
+            : of{accumulate<kCount + 1>...} {}
+        AccumulateFunction operator[](int64_t i) const { return of[i]; }
+    };
+    static inline const ScoresTable kScores{std::make_integer_sequence<int, kRows>()};
+    static inline const AccumulateTable kAccumulate{std::make_integer_sequence<int, kRows>()};
+
+    const AttentionArgs* args_;
+    const Step* step_;
+    const QueryTile* tile_;
+    int64_t head_, size_, width_, per_key_, rows_;
+    int64_t first_, last_;  // positions that some row sees
+    std::vector<Query> queries_;
+    std::vector<RowState> states_;
+    std::vector<i32x16> words_;   // of queries, chunk by chunk, step by step
+    std::vector<f32x16> out_;     // [rows, width]
+    std::vector<i32x16> packed_;  // the key tile's values, as words
+    std::vector<f32x16> zeros_;
+};
+
+template <class Format> void attend(const AttentionArgs& args, const Step& step, Team& team) {
+    static thread_local Item<Format> item;  // keeps its memory from call to call
+    static thread_local std::vector<QueryTile> tiles;
+    plan(args, step, tiles);
+    team.share(int64_t(tiles.size()) * args.kv.num_heads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) item.run(args, step, tiles[i / args.kv.num_heads], i % args.kv.num_heads);
+    });
+}
+
+}  // namespace
+
+KERNEL(attention, AttentionArgs) {
+    if (args->kv.format == kInt8)
+        attend<Int8Tile>(*args, *step, *team);
+    else
+        attend<Bf16Tile>(*args, *step, *team);
+}

@@ -1,0 +1,53 @@
+"""``StepModel``: what the worker asks of a model and its KV pool, however a step is carried out.
+
+Two carry it out: ``EagerModel`` calls the decoder's layers one operation at a time (``kernels/ops.py``);
+``CompiledModel`` runs a program of fused kernels laid out beforehand (``kernels/cpu``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from tokenmill.core.model_config import ModelConfig
+from tokenmill.runtime.table import Row
+
+
+class StepModel(Protocol):
+    """A model with its weights and its KV pool."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    def forward(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
+        """Compute a step: all rows' tokens, one row after the other, their keys and values into the pool.
+
+        ``outputs``: which of the step's tokens (counted over all rows) will be asked for next.
+        """
+        ...
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """``[S, vocab_size]`` float32 on the host, of tokens of the last step; valid until the next call, and the
+        caller may write to it."""
+        ...
+
+    def greedy(self) -> Sequence[int] | None:
+        """The likeliest token after each of ``outputs`` (the lowest id among equals; -1 where the logits are not
+        finite); None where that is not at hand and has to be found from ``logits``."""
+        ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (source, destination) in every layer; all are read before any is written."""
+        ...
+
+    def poison(self, block_ids: Iterable[int]) -> None:
+        """Fill blocks with NaN in every layer; for tests."""
+        ...
