@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.kernels.cpu.isa import available_isas
-from tokenmill.kernels.cpu.library import Library, Pool, load
+from tokenmill.kernels.cpu.library import Pool, load
 from tokenmill.kernels.cpu.program import Program, make_step
 from tokenmill.kernels.cpu.records import Args, Quantized
 
@@ -28,8 +28,7 @@ def run(pool: Pool, kernel: str, args: Args, *, token_ids: list[int] | int) -> N
     tokens = np.arange(len(ids), dtype=np.int32)
     ends = np.array([0, len(ids)], np.int32)
     step = make_step(ids, tokens, tokens, ends, np.zeros((1, 1), np.int32), tokens)
-    library: Library = pool.library
-    program = Program(library)
+    program = Program(pool.library)
     program.add(kernel, args)
     program.run(pool, step)
 
@@ -41,12 +40,15 @@ class QuantizedRows:
         grouped = x.float().unflatten(1, (-1, group))
         peak = grouped.abs().amax(2)
         self.scales = torch.where(peak > 0, peak / 127, 1.0).contiguous()
+        finite = grouped.isfinite().all(2)
         ints = (grouped / self.scales[:, :, None]).round()
-        self.values = ints.flatten(1).nan_to_num(0).to(torch.int8).contiguous()
+        self.values = torch.where(finite[:, :, None], ints, 0.0).flatten(1).to(torch.int8).contiguous()
         self.sums = self.values.int().unflatten(1, (-1, group)).sum(2).int().contiguous()
+        self.scales[~finite] = float("nan")
 
-    def record(self) -> Quantized:
-        return Quantized(self.values.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr())
+    def record(self, first: int = 0) -> Quantized:
+        """Rows from ``first`` on."""
+        return Quantized(self.values[first:].data_ptr(), self.scales[first:].data_ptr(), self.sums[first:].data_ptr())
 
     def dequantized(self) -> Tensor:
         group = self.values.shape[1] // self.scales.shape[1]

@@ -18,7 +18,7 @@ from tokenmill.kernels.cpu.memory import HUGE_PAGE_BYTES, Buffer
 from tokenmill.kernels.cpu.program import Program, make_step
 from tokenmill.kernels.cpu.records import (
     RECORDS,
-    ArgmaxArgs,
+    ChooseArgs,
     ProbeArgs,
     QuantizeArgs,
     Quantized,
@@ -43,6 +43,21 @@ def run(library: Library, kernel: str, args: object, num_tokens: int, outputs: l
     tokens = ints(*range(num_tokens))
     arrays = (tokens, tokens, tokens, ints(0, num_tokens), np.zeros((1, 1), np.int32), ints(*outputs))
     program.run(library.new_pool(threads), make_step(*arrays))
+
+
+def choose(
+    library: Library, logits: np.ndarray, temperatures: list[float], uniforms: list[float] | None = None
+) -> list[int]:
+    count, size = logits.shape
+    arrays = (
+        np.ascontiguousarray(logits),
+        np.array(temperatures, np.float32),
+        np.array(uniforms if uniforms is not None else [0.5] * count),
+        np.zeros(count, np.int32),
+    )
+    args = ChooseArgs(*(array.ctypes.data for array in arrays), size)
+    run(library, "choose", args, count, list(range(count)))
+    return arrays[-1].tolist()
 
 
 def to_float(bf16: np.ndarray) -> np.ndarray:
@@ -105,9 +120,30 @@ def test_argmax(library: Library) -> None:
     logits[5] = -np.inf
     logits[6, :76] = -np.inf
     logits[7] = -3e38
-    ids = np.zeros(8, np.int32)
-    run(library, "argmax", ArgmaxArgs(logits.ctypes.data, ids.ctypes.data, 77), 8, list(range(8)))
-    assert ids.tolist() == [int(logits[0].argmax()), 3, 76, -1, -1, -1, 76, 0]
+    assert choose(library, logits, [0.0] * 8) == [int(logits[0].argmax()), 3, 76, -1, -1, -1, 76, 0]
+    assert choose(library, logits, [-1.0] * 8) == [-1] * 8
+    assert choose(library, logits, [1.0] * 8, [0.999999] * 8)[3:7] == [-1, -1, -1, 76]
+
+
+def test_draws_invert_the_cumulative_distribution(library: Library) -> None:
+    """Against sums in float64, at vocabularies around the stretches; alone and in company."""
+    chance = np.random.default_rng(1)
+    for size in (5, 16, 1000, 1024, 1030, 5000):
+        logits = 3 * chance.standard_normal((40, size), np.float32)
+        logits[:, 1] = -np.inf
+        temperatures = chance.uniform(0.3, 2.0, 40).astype(np.float32)
+        uniforms = chance.uniform(0, 1, 40)
+        uniforms[:4] = 0.0, 1 - 1e-16, 0.5, 1e-12
+        found = choose(library, logits, temperatures.tolist(), uniforms.tolist())
+        scaled = logits.astype(np.float64) / temperatures[:, None]
+        weights = np.exp(scaled - scaled.max(1, keepdims=True))
+        below = weights.cumsum(1) / weights.sum(1, keepdims=True)
+        for row, token in enumerate(found):
+            assert token != 1
+            before = below[row, token - 1] if token else 0.0
+            assert before - 1e-5 <= uniforms[row] <= below[row, token] + 1e-5
+        alone = [choose(library, logits[i : i + 1], [temperatures[i]], [uniforms[i]])[0] for i in range(0, 40, 7)]
+        assert alone == found[::7]
 
 
 def test_several_threads_may_each_have_a_pool(library: Library) -> None:

@@ -277,6 +277,7 @@ def median_itl_s(server: Apart, *, max_tokens: int = 150) -> float:
     """The middle gap between the tokens of one stream."""
     body = {"model": MODEL, "prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", server.url + COMPLETIONS, json=body, timeout=60) as response:
+        assert response.status_code == 200, response.read()
         times_s = [time.perf_counter() for line in response.iter_lines() if line.startswith("data: {")]
     assert len(times_s) > max_tokens // 2, "some tokens make no text of their own"
     return statistics.median(after - before for before, after in pairwise(times_s))

@@ -38,7 +38,7 @@ async def stream_and_leave(server: Running, moment: str, draw: random.Random) ->
             return True
         if moment == "queued or in prefill":
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(reader.readuntil(b"data: "), draw.uniform(0.05, 0.5))
+                await asyncio.wait_for(reader.readuntil(b"data: "), draw.uniform(0.01, 0.2))
                 return False
             return True
         wanted = 1 if moment == "after the last token" else draw.randint(1, MAX_TOKENS // 2)
@@ -69,6 +69,6 @@ def test_st01_a_storm_of_disconnects(num_rounds: int, num_streams: int) -> None:
             idle_after_s.append(server.wait_idle(5.0))
             assert server.post("/v1/completions", server.completion()).status_code == 200
         wait_until(lambda: len(server.server.server_state.connections) <= 1, 5.0)  # the test's own client keeps one
-    assert min(caught.values()) > num_rounds * num_streams / 20, caught
+    assert min(caught.values()) > num_rounds * num_streams / 50, caught
     assert statistics.median(idle_after_s) < 0.5, idle_after_s
     assert max(idle_after_s) < 2.0, "generous: clients and server share two cores"

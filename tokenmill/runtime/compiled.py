@@ -7,8 +7,8 @@ A layer is seven to nine calls on buffers that all layers share (T tokens, S out
 
 ``x``, the residual stream, is float32. What a product reads is bf16, or with 8- and 4-bit weights 8-bit integers with
 a scale per group: the norms write these themselves, for attention and SwiGLU ``quantize`` does. After the layers the
-*head* (norm, output matrix) runs over the tokens whose logits are wanted, and where somebody decodes greedily the
-likeliest tokens are found before anything returns. Every kernel reduces in one order, so a token's logits do not
+*head* (norm, output matrix) runs over the tokens whose logits are wanted, and ``choose`` finds the next token of those
+who want nothing but the likeliest or a plain draw. Every kernel reduces in one order, so a token's logits do not
 depend on which tokens share its step.
 
 The program knows no batch size; what changes is in the ``Step`` record. Buffers are as large as the largest step and
@@ -32,8 +32,8 @@ from tokenmill.kernels.cpu.library import Pool
 from tokenmill.kernels.cpu.memory import Buffer
 from tokenmill.kernels.cpu.program import Program
 from tokenmill.kernels.cpu.records import (
-    ArgmaxArgs,
     AttentionArgs,
+    ChooseArgs,
     EmbeddingArgs,
     Epilogue,
     LinearArgs,
@@ -49,6 +49,7 @@ from tokenmill.models.decoder import Decoder, Layer
 from tokenmill.models.layers.norm import RMSNorm
 from tokenmill.models.quantization.base import LinearMethod, Unquantized
 from tokenmill.models.quantization.packed import Packed
+from tokenmill.runtime.step_model import DoubleArray, FloatArray
 from tokenmill.runtime.table import Row
 
 Ints = NDArray[np.int32]
@@ -95,7 +96,6 @@ class CompiledModel:
         self.body.run(self.pool, self._step)
         self._outputs = list(outputs)
         self._run_head(self._outputs)
-        self._wants_choice = any(row.samples and row.entry.sampling.is_plain_greedy for row in rows)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         if list(tokens) != self._outputs:
@@ -104,11 +104,12 @@ class CompiledModel:
         self._outputs = [-1]  # the caller may write to what it gets
         return torch.from_numpy(self.buffers.logits[: len(tokens)])
 
-    def greedy(self) -> Sequence[int] | None:
-        if not self._wants_choice:
-            return None
+    def choose(self, temperatures: FloatArray, uniforms: DoubleArray) -> Sequence[int]:
+        count = len(self._outputs)
+        self.buffers.temperatures[:count] = temperatures
+        self.buffers.uniforms[:count] = uniforms
         self.choice.run(self.pool, self._step)
-        chosen: list[int] = self.buffers.chosen[: len(self._outputs)].tolist()
+        chosen: list[int] = self.buffers.chosen[:count].tolist()
         return chosen
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -146,8 +147,9 @@ class StepBuffers:
         )
         self._take(max_outputs * config.vocab_size * 4)
         self.logits = self._memory[-1].array(np.float32, (max_outputs, config.vocab_size))
-        self._take(max_outputs * 4)
-        self.chosen = self._memory[-1].array(np.int32, (max_outputs,))
+        self.temperatures = np.zeros(max_outputs, np.float32)
+        self.uniforms = np.zeros(max_outputs, np.float64)
+        self.chosen = np.zeros(max_outputs, np.int32)
 
     def _take(self, num_bytes: int) -> int:
         self._memory.append(Buffer.allocate(num_bytes))
@@ -165,7 +167,7 @@ class Layout:
         self.decoder, self.kv, self.buffers = decoder, kv, buffers
 
     def write(self, body: Program, head: Program, choice: Program) -> None:
-        """``body``: token ids to ``x``; ``head``: ``x`` to logits; ``choice``: logits to the likeliest tokens."""
+        """``body``: token ids to ``x``; ``head``: ``x`` to logits; ``choice``: logits to tokens."""
         self._embedding(body)
         for index, layer in enumerate(self.decoder.layers):
             self._attention(body, layer, index)
@@ -174,7 +176,9 @@ class Layout:
         self._norm(head, self.decoder.norm, output, Rows.OUTPUTS)
         logits = self.buffers.logits.ctypes.data
         self._linear(head, output, self.buffers.normed, logits, Epilogue.STORE, Rows.OUTPUTS)
-        choice.add("argmax", ArgmaxArgs(logits, self.buffers.chosen.ctypes.data, self.decoder.config.vocab_size))
+        arrays = (self.buffers.temperatures, self.buffers.uniforms, self.buffers.chosen)
+        addresses = (array.ctypes.data for array in arrays)
+        choice.add("choose", ChooseArgs(logits, *addresses, self.decoder.config.vocab_size))
 
     def _embedding(self, program: Program) -> None:
         method, size = self.decoder.embedding.method, self.decoder.config.hidden_size

@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.runtime.table import Row
+
+FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
 
 
 class StepModel(Protocol):
@@ -39,9 +44,16 @@ class StepModel(Protocol):
         caller may write to it."""
         ...
 
-    def greedy(self) -> Sequence[int] | None:
-        """The likeliest token after each of ``outputs`` (the lowest id among equals; -1 where the logits are not
-        finite); None where that is not at hand and has to be found from ``logits``."""
+    def choose(self, temperatures: FloatArray, uniforms: DoubleArray) -> Sequence[int] | None:
+        """The next token after each of ``outputs``; None where that has to be done from ``logits``.
+
+        Args:
+            temperatures: ``[S]`` 0: the likeliest, the lowest id among equals; above 0: a draw; below 0: none.
+            uniforms: ``[S]`` in [0, 1), what a draw is made with.
+
+        Returns:
+            S token ids; -1 where none was asked for, or where the logits are not finite.
+        """
         ...
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:

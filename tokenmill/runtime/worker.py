@@ -2,7 +2,7 @@
 
 ::
 
-    plan ─ table ─ block copies ─ model ─┬─ last tokens of rows that sample ─┬─ greedy, nothing else wanted ─ tokens
+    plan ─ table ─ block copies ─ model ─┬─ last tokens of rows that sample ─┬─ plain: the model chooses ─ tokens
                                          │                                   └─ logits ─ sampler ─ tokens
                                          └─ prompt positions asked about ─ logits ─ log-probabilities
 
@@ -17,15 +17,18 @@ import time
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from tokenmill.core.errors import NotSupported
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
 from tokenmill.runtime.poison import fresh_blocks
-from tokenmill.runtime.sampling import Sampler
+from tokenmill.runtime.sampling import SampledSequence, Sampler
 from tokenmill.runtime.sampling.logprobs import describe
 from tokenmill.runtime.sampling.sampler import NOT_FINITE
+from tokenmill.runtime.sampling.stages import GREEDY_BELOW
+from tokenmill.runtime.sampling.uniform import uniform
 from tokenmill.runtime.step_model import StepModel
 from tokenmill.runtime.table import Row, SequenceTable
 
@@ -111,10 +114,7 @@ class Worker:
         ends = list(accumulate(row.end - row.start for row in rows))
         sampling = [i for i, row in enumerate(rows) if row.samples]
         self.model.forward(rows, [ends[i] - 1 for i in sampling])
-        greedy = self.model.greedy()
-        if greedy is not None:
-            chosen = dict(zip(sampling, greedy, strict=True))
-            sampling = self._take_greedy(rows, chosen, outcome)
+        sampling = self._take_plain(rows, sampling, outcome)
         for row, end in zip(rows, ends, strict=True):
             if row.entry.sampling.params.prompt_logprobs is not None:
                 self._describe_prompt(end - (row.end - row.start), row, outcome)
@@ -122,14 +122,24 @@ class Worker:
         if sampling:
             self._sample([ends[i] - 1 for i in sampling], [rows[i] for i in sampling], outcome)
 
-    def _take_greedy(self, rows: list[Row], chosen: dict[int, int], outcome: _Outcome) -> list[int]:
-        """Take the likeliest token where nothing else is wanted; returns the rows left to the sampler."""
+    def _take_plain(self, rows: list[Row], sampling: list[int], outcome: _Outcome) -> list[int]:
+        """Let the model choose for rows that want no more than a token; returns those left to the sampler."""
+        if not any(rows[i].entry.sampling.is_plain for i in sampling):
+            return sampling
+        sequences = [rows[i].entry.sampling for i in sampling]
+        temperatures = [_temperature(seq) for seq in sequences]
+        drawn = any(temperature > 0 for temperature in temperatures)
+        positions = [len(seq.token_ids) for seq in sequences]
+        uniforms = uniform([seq.seed for seq in sequences], positions) if drawn else np.zeros(len(sampling))
+        chosen = self.model.choose(np.array(temperatures, np.float32), uniforms)
+        if chosen is None:
+            return sampling
         left = []
-        for i, token_id in chosen.items():
-            row = rows[i]
-            if token_id < 0 or not row.entry.sampling.is_plain_greedy:
+        for i, token_id in zip(sampling, chosen, strict=True):
+            if token_id < 0:
                 left.append(i)
                 continue
+            row = rows[i]
             row.entry.token_ids.append(token_id)
             outcome.seq_ids.append(row.seq_id)
             outcome.token_ids.append((token_id,))
@@ -164,3 +174,10 @@ class Worker:
             entries += describe(logits, row.entry.token_ids[begin:end], [num_top] * (end - begin))
         if entries:
             outcome.prompt_logprobs[row.seq_id] = (first, tuple(entries))
+
+
+def _temperature(seq: SampledSequence) -> float:
+    """As ``StepModel.choose`` takes it."""
+    if not seq.is_plain:
+        return -1.0
+    return seq.params.temperature if seq.params.temperature >= GREEDY_BELOW else 0.0

@@ -13,6 +13,7 @@ MEASUREMENTS = {
         "tokenmill.cli.bench.peers:peers",
         "Other engines on this machine, the same work, taking turns with ours.",
     ),
+    "kernels": ("tokenmill.cli.bench.kernels:kernels", "Each CPU kernel's share of what this machine can do."),
     "quality": ("tokenmill.cli.bench.quality:quality", "What each precision costs, against the reference."),
     "kv-waste": ("tokenmill.cli.bench.kv_waste:kv_waste", "KV memory that holds nothing, on a trace of lengths."),
 }

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from itertools import count
+from collections.abc import Iterator
+from itertools import chain, count
 
 PINNED = 2**31
 """The level of pinned blocks: above every priority a client can ask for."""
@@ -22,31 +23,25 @@ class EvictionQueue:
 
     def __init__(self) -> None:
         self._levels: dict[int, OrderedDict[int, int]] = {}  # priority → {block id: ticket}, oldest first; none empty
-        self._level_of: dict[int, int] = {}
-        self._expiries: list[tuple[float, int, int]] = []  # (moment, ticket, block id); stale ones skipped
+        self._expiries: list[tuple[float, int, int, int]] = []  # (moment, ticket, priority, block id); may be stale
         self._tickets = count(1)  # one per stay of a block that can expire; 0: this stay cannot
 
-    def __len__(self) -> int:
-        return len(self._level_of)
-
-    def __contains__(self, block_id: int) -> bool:
-        return block_id in self._level_of
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self._levels.values())
 
     def add(self, block_id: int, priority: int, expires_s: float | None) -> None:
         """The block's last holder let go of it."""
         ticket = 0
         if expires_s is not None:
             ticket = next(self._tickets)
-            heapq.heappush(self._expiries, (expires_s, ticket, block_id))
+            heapq.heappush(self._expiries, (expires_s, ticket, priority, block_id))
         level = self._levels.get(priority)
         if level is None:
             level = self._levels[priority] = OrderedDict()
         level[block_id] = ticket
-        self._level_of[block_id] = priority
 
-    def remove(self, block_id: int) -> None:
-        """The block is held again."""
-        priority = self._level_of.pop(block_id)
+    def remove(self, block_id: int, priority: int) -> None:
+        """The block, added with this priority, is held again."""
         level = self._levels[priority]
         del level[block_id]
         if not level:
@@ -54,21 +49,14 @@ class EvictionQueue:
 
     def pop(self, now: float) -> int:
         """Take out the block to give up next."""
-        if self._expiries and (expired := self._expired(now)) is not None:
-            self.remove(expired)
-            return expired
+        while self._expiries and self._expiries[0][0] <= now:
+            _, ticket, priority, block_id = heapq.heappop(self._expiries)
+            if self._levels.get(priority, {}).get(block_id) == ticket:
+                self.remove(block_id, priority)
+                return block_id
         priority = min(self._levels)
         level = self._levels[priority]
         block_id, _ = level.popitem(last=False)
         if not level:
             del self._levels[priority]
-        del self._level_of[block_id]
         return block_id
-
-    def _expired(self, now: float) -> int | None:
-        while self._expiries and self._expiries[0][0] <= now:
-            _, ticket, block_id = heapq.heappop(self._expiries)
-            priority = self._level_of.get(block_id)
-            if priority is not None and self._levels[priority][block_id] == ticket:
-                return block_id
-        return None

@@ -116,6 +116,8 @@ class KVCache:
 
     def take_copies(self) -> tuple[tuple[int, int], ...]:
         """(source, destination) blocks to copy before the step being planned."""
+        if not self._copies:
+            return ()
         copies = tuple((source, destination) for destination, source in self._copies.items())
         self._copies.clear()
         return copies

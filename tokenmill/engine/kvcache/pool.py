@@ -41,7 +41,7 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
-        return len(self._cached)
+        return self.num_available - len(self._free)
 
     @property
     def num_held(self) -> int:
@@ -65,7 +65,9 @@ class BlockPool:
         """One more holder for each of these (cached ones come back to life)."""
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
-                self._cached.remove(block_id)
+                hints = self._hints[block_id]
+                assert hints is not None, "a free block is shared"
+                self._cached.remove(block_id, _level(hints))
                 self.num_available -= 1
             self._ref_counts[block_id] += 1
 
@@ -80,10 +82,9 @@ class BlockPool:
             hints = all_hints[block_id]
             if hints is None:
                 self._free.append(block_id)
-            elif hints.pin:
-                self._cached.add(block_id, PINNED, None)
             else:
-                self._cached.add(block_id, hints.priority, None if hints.ttl_s is None else now + hints.ttl_s)
+                expires_s = None if hints.ttl_s is None or hints.pin else now + hints.ttl_s
+                self._cached.add(block_id, _level(hints), expires_s)
 
     def publish(self, block_id: int, block_hash: bytes, hints: CacheHints) -> None:
         """The (held, full) block's content is computed and may be found by others from now on."""
@@ -97,8 +98,8 @@ class BlockPool:
 
     def clear_cached(self) -> int:
         """Forget every cached block that nobody holds; returns how many."""
-        num_cleared = len(self._cached)
-        while len(self._cached):
+        num_cleared = self.num_cached
+        for _ in range(num_cleared):
             self._free.append(self._evict(0.0))
         return num_cleared
 
@@ -120,14 +121,18 @@ class BlockPool:
             for block_id in block_ids:
                 counts[block_id] += 1
         assert counts == self._ref_counts, "reference counts differ from the holders"
-        free = set(self._free)
+        free, cached = set(self._free), set(self._cached)
         assert len(free) == len(self._free), "a block is free twice"
-        assert self.num_available == len(free) + len(self._cached), "available blocks are counted wrong"
+        assert self.num_available == len(free) + len(cached), "available blocks are counted wrong"
         for block_id in range(self.num_blocks):
-            states = (block_id in free, block_id in self._cached, counts[block_id] > 0)
+            states = (block_id in free, block_id in cached, counts[block_id] > 0)
             assert sum(states) == 1, f"block {block_id} is in states (free, cached, held) = {states}"
             block_hash = self._hashes[block_id]
             assert (block_hash is None) == (self._hints[block_id] is None)
-            assert block_hash is not None or block_id not in self._cached, "a cached block without a hash"
+            assert block_hash is not None or block_id not in cached, "a cached block without a hash"
             assert block_hash is None or self.index.get(block_hash) == block_id, "the index points elsewhere"
         assert len(self.index) == sum(h is not None for h in self._hashes), "the index knows a block too many"
+
+
+def _level(hints: CacheHints) -> int:
+    return PINNED if hints.pin else hints.priority

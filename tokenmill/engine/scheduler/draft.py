@@ -34,4 +34,5 @@ class PlanDraft:
         self.new.pop(seq.seq_id, None)
         if seq in self.rows:
             i = self.rows.index(seq)
-            del self.rows[i], self.starts[i], self.counts[i]
+            del self.rows[i], self.starts[i]
+            del self.counts[i : i + 1]  # nothing while generating rows are laid: their counts follow, all 1

@@ -78,7 +78,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, str]] = []
         self._dropped: list[int] = []  # the worker knows them, and shall forget them
         self._in_flight: deque[StepPlan] = deque()
-        self._draft = PlanDraft()
+        self._draft: PlanDraft | None = None  # while a plan is being made
         self._events = StepEvents()
         self._seq_ids = counter()
         self._queue_clock = CauseClock("max_seqs")
@@ -199,7 +199,7 @@ class Scheduler:
     def _plan_generating(self, draft: PlanDraft, now: float) -> list[Sequence]:
         """Give every sequence that is one token behind its row; return those further behind."""
         behind: list[Sequence] = []
-        add_row, add_start, add_count = draft.rows.append, draft.starts.append, draft.counts.append
+        add_row, add_start = draft.rows.append, draft.starts.append
         for seq in list(self._running.values()):
             planned = seq.num_planned
             pending = seq.num_pending
@@ -214,18 +214,19 @@ class Scheduler:
                 continue
             add_row(seq)
             add_start(planned)
-            add_count(1)
             seq.num_planned = num_known
             seq.num_pending = pending + 1
+        draft.counts = [1] * len(draft.rows)
         return behind
 
     def _cut_to_budget(self, draft: PlanDraft, room: int, now: float) -> int:
         """Leave out generating sequences beyond the budget; returns the tokens left."""
-        for seq in draft.rows[room:]:
-            seq.num_planned -= 1
-            seq.num_pending -= 1
-            self._stall(seq, now)
-        del draft.rows[room:], draft.starts[room:], draft.counts[room:]
+        if len(draft.rows) > room:
+            for seq in draft.rows[room:]:
+                seq.num_planned -= 1
+                seq.num_pending -= 1
+                self._stall(seq, now)
+            del draft.rows[room:], draft.starts[room:], draft.counts[room:]
         return room - len(draft.rows)
 
     def _plan_behind(self, draft: PlanDraft, behind: list[Sequence], room: int, now: float) -> int:
@@ -331,7 +332,7 @@ class Scheduler:
 
     def _seal(self, draft: PlanDraft, num_generating: int, now: float) -> StepPlan:
         """Make the plan, and settle what it means for the accounts."""
-        self._draft = PlanDraft()
+        self._draft = None
         rows = draft.rows
         if not rows:
             return StepPlan(self.num_steps, (), (), ())
@@ -482,7 +483,8 @@ class Scheduler:
         self._prefilling.discard(seq.seq_id)
         self._stalled.pop(seq.seq_id, None)
         self._dropped.append(seq.seq_id)
-        self._draft.remove(seq)
+        if self._draft is not None:
+            self._draft.remove(seq)
         self.cache.release(seq, now)
 
     def _remove(self, live: LiveRequest, seq: Sequence, now: float) -> None:

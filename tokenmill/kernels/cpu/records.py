@@ -138,8 +138,14 @@ class AttentionArgs(ctypes.Structure):
     ]
 
 
-class ArgmaxArgs(ctypes.Structure):
-    _fields_ = [("logits", c_void_p), ("ids", c_void_p), ("size", c_int64)]
+class ChooseArgs(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p),
+        ("temperatures", c_void_p),
+        ("uniforms", c_void_p),
+        ("ids", c_void_p),
+        ("size", c_int64),
+    ]
 
 
 class CopyBlocksArgs(ctypes.Structure):
@@ -161,7 +167,7 @@ Args = (
     | LinearArgs
     | RopeKvArgs
     | AttentionArgs
-    | ArgmaxArgs
+    | ChooseArgs
     | CopyBlocksArgs
     | ProbeArgs
 )
@@ -177,7 +183,7 @@ RECORDS: tuple[type[Any], ...] = (
     KvCache,
     RopeKvArgs,
     AttentionArgs,
-    ArgmaxArgs,
+    ChooseArgs,
     CopyBlocksArgs,
     ProbeArgs,
     Call,

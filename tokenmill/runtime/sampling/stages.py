@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.params import SamplingParams
+from tokenmill.runtime.sampling.filters import is_filtered
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are 0: the limit, without the overflow."""
@@ -42,14 +43,15 @@ class SampledSequence:
     vocab_size: int
     stages: tuple[Stage, ...] = field(init=False)
     """The stages that this sequence asks for, in order."""
-    is_plain_greedy: bool = field(init=False)
-    """The likeliest token is all that is wanted: nobody needs to see the logits."""
+    is_plain: bool = field(init=False)
+    """The likeliest token or a draw from the whole softmax is all that is wanted: nobody needs to see the logits."""
 
     def __post_init__(self) -> None:
         prepared = (stage.prepare(self) for stage in STAGES)
         self.stages = tuple(stage for stage in prepared if stage is not None)
         reported = self.params.logprobs is not None or self.params.prompt_logprobs is not None
-        self.is_plain_greedy = self.params.temperature < GREEDY_BELOW and not self.stages and not reported
+        greedy = self.params.temperature < GREEDY_BELOW
+        self.is_plain = not (self.stages or reported) and (greedy or not is_filtered(self.params))
 
 
 class Stage(ABC):

@@ -146,10 +146,12 @@ struct AttentionArgs {
     int32_t pad_;
 };
 
-// The likeliest token of each output, lowest id first among equals; -1 where a logit is NaN or +inf, or all are -inf.
-struct ArgmaxArgs {
-    const float* logits;  // [S, size]
-    int32_t* ids;         // [S]
+// The next token of each output (choose.cpp); -1 where there is none, or none was asked for.
+struct ChooseArgs {
+    const float* logits;        // [S, size]
+    const float* temperatures;  // [S] 0: the likeliest; below 0: none is asked for
+    const double* uniforms;     // [S] in [0, 1)
+    int32_t* ids;               // [S]
     int64_t size;
 };
 

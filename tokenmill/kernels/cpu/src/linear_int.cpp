@@ -7,8 +7,9 @@
 // start at -z * sum(x). Within a group all is exact; what rounds is one multiplication of the scales and one fused
 // multiply-add per group.
 //
-// A tile keeps both kinds of sums in registers: up to 6 rows x 32 outputs, in two passes over a chunk. In 4 bits a byte
-// holds two weights, which are taken apart in registers: twice the dot products per byte pay for it.
+// A tile keeps both kinds of sums in registers: up to 6 rows x 32 outputs, in two passes over a chunk. A single tile
+// reads from memory, where passing once is worth more: it takes all 64 outputs, and the float sums rest while a group's
+// dot products are made. In 4 bits a byte holds two weights, which are taken apart in registers.
 #include "linear.h"
 
 namespace {
@@ -20,8 +21,6 @@ constexpr int kTileRows = 4, kTileVectors = 8;  // the dot product needs registe
 #else
 constexpr int kTileRows = 4, kTileVectors = 4;
 #endif
-
-constexpr int64_t kShortChunk = 128;
 
 // A step's four bytes of an output hold `kParts` quads of inputs.
 struct Bytes {
@@ -47,7 +46,7 @@ struct Groups {
 // R rows and a panel: sums [R][64] += scales * dot products, group by group.
 template <class Stored, int R, int kLines>
 NOINLINE void tile(const Groups& in, int32_t zero, const char* ahead, float* sums) {
-    constexpr int V = tile_vectors(R, kTileVectors), kPasses = kPanelVectors / V, kParts = Stored::kParts;
+    constexpr int V = tile_vectors(R, kLines == 4 ? 2 * kTileVectors : kTileVectors), kPasses = kPanelVectors / V, kParts = Stored::kParts;
     for (int j = 0; j < kPanelVectors; j += V) {
         f32x16 total[R][V];
         UNROLL for (int r = 0; r < R; r++)
@@ -87,10 +86,8 @@ template <class Stored> struct Int {
     static constexpr int kInputsPerStep = 4 * Stored::kParts;
     static constexpr int32_t kZero = Stored::kParts == 1 ? 128 : 8;
 
-    // Whole groups; short ones where a single tile passes twice, so that the second pass finds them in the first level.
     static int64_t chunk_inputs(const Weight& weight, int64_t count) {
-        if (count * kPanelVectors <= kTileVectors) return weight.in_size;
-        return std::max<int64_t>((count <= kTileRows ? kShortChunk : kChunkInputs) / weight.group, 1) * weight.group;
+        return count <= kTileRows ? weight.in_size : kChunkInputs / weight.group * weight.group;
     }
 
     static void accumulate(const LinearArgs& args, const Chunk& chunk) {

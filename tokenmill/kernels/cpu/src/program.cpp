@@ -47,7 +47,7 @@ void tm_run(Pool* pool, const Call* calls, int64_t num_calls, const Step* step, 
 int32_t tm_record_sizes(int32_t* sizes, int32_t capacity) {
     const int32_t all[] = {sizeof(Step),        sizeof(Quantized),  sizeof(Weight),     sizeof(EmbeddingArgs),
                            sizeof(RmsNormArgs), sizeof(QuantizeArgs), sizeof(LinearArgs), sizeof(KvCache),
-                           sizeof(RopeKvArgs),  sizeof(AttentionArgs), sizeof(ArgmaxArgs), sizeof(CopyBlocksArgs),
+                           sizeof(RopeKvArgs),  sizeof(AttentionArgs), sizeof(ChooseArgs), sizeof(CopyBlocksArgs),
                            sizeof(ProbeArgs), sizeof(Call)};
     const int32_t count = sizeof all / sizeof *all;
     for (int32_t i = 0; i < count && i < capacity; i++) sizes[i] = all[i];
