@@ -1,4 +1,4 @@
-"""The order in which cached blocks are given up, and that finding the next one does not depend on how many there are."""
+"""The order in which cached blocks are given up, and what finding the next one costs in a large pool."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Cache:
         key = self.key_words[block, :, group, position].reshape(self.num_heads, -1)
         value = self.values[block, :, offset]
         if self.format is WeightFormat.BF16:
-            return from_bf16(key), from_bf16(value)
+            return from_bf16(key.astype(np.uint16)), from_bf16(value.astype(np.uint16))
         return torch.from_numpy(key.astype(np.float32)), torch.from_numpy(value.astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""The CPU's paged attention: right to what its formats hold, blind to what it must not see, the same bits in any company."""
+"""The CPU's paged attention: right, blind to what it must not see, and the same bits in any company."""
 
 from __future__ import annotations
 
@@ -107,10 +107,13 @@ def test_poison_stays_behind(isa: str, kv: WeightFormat, poison: float) -> None:
     """A position that is not finite reaches the tokens that see it and no other, in the same chunk even."""
     clean = make_paged([0, 0], [90, 3], num_heads=4, num_kv_heads=2, head_dim=32)
     before = attend(pool(isa), clean, kv=kv)
-    for part in ("keys", "values"):
-        dirty = [tensor.clone() for tensor in getattr(clean, part)]
-        dirty[0][37] = poison
-        after = attend(pool(isa), replace(clean, **{part: dirty}), kv=kv)
+    keys, values = clean.keys[0].clone(), clean.values[0].clone()
+    keys[37] = values[37] = poison
+    for dirty in (
+        replace(clean, keys=[keys, clean.keys[1]]),
+        replace(clean, values=[values, clean.values[1]]),
+    ):
+        after = attend(pool(isa), dirty, kv=kv)
         sees = np.zeros(93, bool)
         sees[37:90] = True
         assert np.array_equal(after[~sees], before[~sees])
@@ -127,6 +130,19 @@ def test_poisoned_query_stays_alone() -> None:
         expected[37, 1] = float("nan")
         assert torch.equal(after.isnan(), expected.isnan())
         assert torch.equal(after.nan_to_num(0), expected.nan_to_num(0))
+
+
+@each_isa
+def test_sign_of_zero(isa: str) -> None:
+    """An output that underflows to -0 is one number alone and in company, where more zeros are added to it."""
+    keys, q = torch.zeros(40, 1, 16), torch.zeros(40, 1, 16)
+    keys[5, 0, 0], q[:, 0, 0] = 8.0, 4.0  # position 5 is the likeliest, the first one is not
+    values = torch.ones(40, 1, 16)
+    values[:16] = -0.0
+    values[0] = -1.2e-38
+    whole = Paged(q, [keys], [values], [0], [40])
+    alone = Paged(q[15:16], [keys[:16]], [values[:16]], [15], [1])
+    assert np.array_equal(attend(pool(isa), alone), attend(pool(isa), whole)[15:16])
 
 
 @each_isa

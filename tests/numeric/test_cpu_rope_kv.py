@@ -47,7 +47,8 @@ class Layer:
 
     def expected(self) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values in float32."""
-        q, k, v = self.qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        end_of_q, end_of_k = self.num_heads, self.num_heads + self.num_kv_heads
+        q, k, v = self.qkv[:, :end_of_q], self.qkv[:, end_of_q:end_of_k], self.qkv[:, end_of_k:]
         if self.norms is not None:
             q, k = (
                 x * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + EPS).float() * norm

@@ -9,18 +9,21 @@ The records are columns, not rows of objects: a plan over 256 sequences is built
 of a microsecond per sequence. Sequences new to the worker come whole (``new``), known ones as deltas
 (``block_updates``). A worker that carries out plans in order needs nothing else, so a list of plans and
 results is a trace that replays exactly (``engine/journal.py``).
+
+They are named tuples because one is made in a third of a frozen dataclass's time and cannot be changed either;
+they are read by name, never unpacked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenmill.core.params import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class NewSequence:
+class NewSequence(NamedTuple):
     """A sequence the worker does not know (first time, or again after preemption), whole."""
 
     seq_id: int
@@ -33,8 +36,7 @@ class NewSequence:
     block_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """What to compute in one step. ``seq_ids``, ``starts`` and ``counts`` are parallel columns."""
 
     step_id: int
@@ -44,11 +46,11 @@ class StepPlan:
     counts: tuple[int, ...]
     """How many tokens, drafts included; at least 1."""
     new: tuple[NewSequence, ...] = ()
-    block_updates: Mapping[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    block_updates: Mapping[int, tuple[int, tuple[int, ...]]] = {}
     """seq_id → (index, block ids): the block table from ``index`` on becomes these."""
     copies: tuple[tuple[int, int], ...] = ()
     """(source, destination) blocks to copy before anything is computed (copy-on-write)."""
-    drafts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    drafts: Mapping[int, tuple[int, ...]] = {}
     """seq_id → guessed tokens after the last known one, to be verified in this row."""
     dropped: tuple[int, ...] = ()
     """Sequences to forget before anything else: finished, aborted or preempted."""
@@ -75,21 +77,20 @@ class TokenLogprobs:
     """The likeliest tokens with theirs, descending; ties by token id."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What a step brought. ``seq_ids`` and ``token_ids`` are parallel: the rows that sampled."""
 
     step_id: int
     seq_ids: tuple[int, ...]
     token_ids: tuple[tuple[int, ...], ...]
     """The tokens drawn: one, or with drafts the accepted ones and one more."""
-    logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = {}
     """seq_id → one entry per token drawn, where asked for."""
-    prompt_logprobs: Mapping[int, tuple[int, tuple[TokenLogprobs, ...]]] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, tuple[int, tuple[TokenLogprobs, ...]]] = {}
     """seq_id → (position, entries): entry ``k`` is about the prompt token at ``position + k``."""
-    errors: Mapping[int, str] = field(default_factory=dict)
+    errors: Mapping[int, str] = {}
     """seq_id → why this sequence alone failed (its logits were not finite, every token banned)."""
-    drafts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    drafts: Mapping[int, tuple[int, ...]] = {}
     """seq_id → guesses for the next step."""
     seconds: float = 0.0
     """How long the step took on the executor's clock."""

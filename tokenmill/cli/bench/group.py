@@ -14,6 +14,7 @@ MEASUREMENTS = {
         "Other engines on this machine, the same work, taking turns with ours.",
     ),
     "kernels": ("tokenmill.cli.bench.kernels:kernels", "Each CPU kernel's share of what this machine can do."),
+    "start": ("tokenmill.cli.bench.start:start", "From the command to the first token, stage by stage."),
     "quality": ("tokenmill.cli.bench.quality:quality", "What each precision costs, against the reference."),
     "kv-waste": ("tokenmill.cli.bench.kv_waste:kv_waste", "KV memory that holds nothing, on a trace of lengths."),
 }

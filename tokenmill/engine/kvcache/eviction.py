@@ -51,7 +51,8 @@ class EvictionQueue:
         """Take out the block to give up next."""
         while self._expiries and self._expiries[0][0] <= now:
             _, ticket, priority, block_id = heapq.heappop(self._expiries)
-            if self._levels.get(priority, {}).get(block_id) == ticket:
+            resting = self._levels.get(priority)
+            if resting is not None and resting.get(block_id) == ticket:
                 self.remove(block_id, priority)
                 return block_id
         priority = min(self._levels)

@@ -99,15 +99,13 @@ template <class Format> class Item {
 
   private:
     static constexpr int kRows = Format::kRows;
+    struct Chunk {  // query rows that go through the registers together; even shares
+        int64_t row, count;
+    };
     using Query = typename Format::Query;
     using Weights = typename Format::Weights;
 
     int64_t query_bytes() const { return size_ * Format::kNumberBytes * (kWordRows / kRows); }
-    int64_t position_of(int64_t row) const { return tile_->position + row / per_key_; }
-    int64_t chunk_size(int64_t row) const {  // rows that go together from `row` on: even shares
-        const int64_t left = rows_ - row, chunks = (left + kRows - 1) / kRows;
-        return (left + chunks - 1) / chunks;
-    }
 
     void prepare() {
         if (int64_t(queries_.size()) < rows_) queries_.resize(rows_), states_.resize(rows_);
@@ -115,18 +113,26 @@ template <class Format> class Item {
         out_.resize(std::max<size_t>(out_.size(), rows_ * width_ / kLanes));
         packed_.resize(std::max<size_t>(packed_.size(), kKeyTile * width_ * Format::kNumberBytes / 64));
         zeros_.resize(std::max<size_t>(zeros_.size(), width_ / kLanes));
-        for (int64_t i = 0; i < rows_; i++) states_[i] = {f32x16{}, kNothing};
+        for (int64_t row = 0; row < rows_; row++) {
+            const int64_t position = tile_->position + row / per_key_;
+            states_[row] = {f32x16{}, kNothing, first_seen(position, args_->window), position};
+        }
+        chunks_.clear();
+        for (int64_t row = 0, left = (rows_ + kRows - 1) / kRows; left; row += chunks_.back().count, left--)
+            chunks_.push_back({row, (rows_ - row + left - 1) / left});
         for (int64_t i = 0; i < rows_ * width_ / kLanes; i++) out_[i] = f32x16{};
     }
 
     KeyTile locate(int64_t base) const {
         const KvCache& kv = args_->kv;
+        const uint32_t block_size = uint32_t(kv.block_size);  // dividing 64 bits takes twice as long
         KeyTile tile;
         tile.base = base;
         for (int j = 0; j < kTileGroups; j++) {
-            const int64_t at = std::clamp(base + j * kGroup, first_ / kGroup * kGroup, last_ / kGroup * kGroup);
-            const int64_t block = step_->tables[tile_->row * step_->table_stride + at / kv.block_size];
-            const int64_t line = line_index(kv, block, at % kv.block_size, head_);
+            const int64_t near = std::clamp(base + j * kGroup, first_ / kGroup * kGroup, last_ / kGroup * kGroup);
+            const uint32_t at = uint32_t(near);
+            const int64_t block = step_->tables[tile_->row * step_->table_stride + at / block_size];
+            const int64_t line = line_index(kv, block, at % block_size, head_);
             tile.keys[j] = key_group(kv, line);
             tile.values[j] = value_line(kv, line);
             tile.scales.keys[j] = kv.key_scales + line;
@@ -143,16 +149,16 @@ template <class Format> class Item {
 
     void load_queries() {
         char* words = reinterpret_cast<char*>(words_.data());
-        for (int64_t row = 0; row < rows_;) {
-            const int64_t count = chunk_size(row), digits = kWordRows / kRows;
+        for (const auto [row, count] : chunks_) {
+            const int64_t digits = kWordRows / kRows;
             for (int64_t i = 0; i < count; i++) {
                 const int64_t token = tile_->token + (row + i) / per_key_;
                 const int64_t head = head_ * per_key_ + (row + i) % per_key_;
                 const bf16* q = args_->q + (token * args_->num_heads + head) * size_;
-                queries_[row + i] = Format::load_query(q, size_, words + i * digits * kWordBytes, count * digits * kWordBytes);
+                char* begin = words + i * digits * kWordBytes;
+                queries_[row + i] = Format::load_query(q, size_, begin, count * digits * kWordBytes);
             }
             words += count * query_bytes();
-            row += count;
         }
     }
 
@@ -194,16 +200,14 @@ template <class Format> class Item {
                                      : pack<false>(now, positions, first_, last_, next.values);
         const char* words = reinterpret_cast<const char*>(words_.data());
         const char* const* ahead = next.keys;
-        for (int64_t row = 0; row < rows_;) {
-            const int64_t count = chunk_size(row);
-            const int64_t top = position_of(row + count - 1), bottom = first_seen(position_of(row), args_->window);
+        for (const auto [row, count] : chunks_) {
+            const int64_t top = states_[row + count - 1].last, bottom = states_[row].first;
             if (top >= now.base && bottom < now.base + kKeyTile) {
                 const int64_t seen = std::min<int64_t>((top - now.base) / kGroup + 1, kTileGroups);
                 attend_rows(now, row, count, seen, words, ahead, poisoned);
                 ahead = nullptr;
             }
             words += count * query_bytes();
-            row += count;
         }
     }
 
@@ -215,23 +219,22 @@ template <class Format> class Item {
         Weights weights;
         kScores[count - 1][groups - 1](*this, tile, row, words, ahead, s);
         for (int64_t i = 0; i < count; i++) {
-            const int64_t position = position_of(row + i);
-            const Sight sight = {first_seen(position, args_->window) - tile.base, position - tile.base};
             RowState& state = states_[row + i];
+            const Sight sight = {state.first - tile.base, state.last - tile.base};
             fade[i] = soften(s[i], sight, state);
             Format::weigh(s[i], sight, tile.scales, state, weights, int(i));
             out[i] = reinterpret_cast<float*>(out_.data()) + (row + i) * width_;
         }
         if (!poisoned) {
-            kAccumulate[count - 1](*this, weights, fade, groups * kGroup, out);
+            kAccumulate[count - 1](*this, weights, fade, groups * kGroup, out, ahead);
             return;
         }
         for (int64_t i = 0; i < count; i++) {  // each row with values that it sees itself
-            const int64_t position = position_of(row + i);
-            pack<false>(tile, groups * kGroup, first_seen(position, args_->window), position, nullptr);
+            const RowState& state = states_[row + i];
+            pack<false>(tile, groups * kGroup, state.first, state.last, nullptr);
             Weights alone;
             alone.take(weights, int(i));
-            kAccumulate[0](*this, alone, fade + i, groups * kGroup, out + i);
+            kAccumulate[0](*this, alone, fade + i, groups * kGroup, out + i, nullptr);
         }
         pack<false>(tile, kKeyTile, first_, last_, nullptr);
     }
@@ -251,7 +254,8 @@ template <class Format> class Item {
     // The products, for every number of rows and groups.
     using ScoresFunction = void (*)(Item&, const KeyTile&, int64_t row, const char* words, const char* const* ahead,
                                     f32x16 (*)[kTileGroups]);
-    using AccumulateFunction = void (*)(Item&, const Weights&, const float* fade, int64_t positions, float* const* out);
+    using AccumulateFunction = void (*)(Item&, const Weights&, const float* fade, int64_t positions, float* const* out,
+                                        const char* const* ahead);
 
     template <int kCount, int kGroups>
     static void scores(Item& item, const KeyTile& tile, int64_t row, const char* words, const char* const* ahead,
@@ -261,19 +265,23 @@ template <class Format> class Item {
                                                  scale, ahead, out);
     }
     template <int kCount>
-    static void accumulate(Item& item, const Weights& weights, const float* fade, int64_t positions, float* const* out) {
+    static void accumulate(Item& item, const Weights& weights, const float* fade, int64_t positions, float* const* out,
+                           const char* const* ahead) {
         const int64_t step = item.width_ * Format::kPositions * Format::kNumberBytes;
         const char* values = reinterpret_cast<const char*>(item.packed_.data());
         float* columns[kCount];
         for (int i = 0; i < kCount; i++) columns[i] = out[i];
-        auto advance = [&](int64_t by) {
-            values += by * kWordBytes;
-            for (auto& column : columns) column += by;
-        };
-        int64_t d = 0;
-        for (; d + kColumns <= item.width_; d += kColumns, advance(kColumns))
-            Format::template accumulate<kCount, 4>(weights, fade, values, step, positions, columns);
-        if (d < item.width_) Format::template accumulate<kCount, 2>(weights, fade, values, step, positions, columns);
+        const char* rest[2] = {ahead ? ahead[2] : nullptr, ahead ? ahead[3] : nullptr};
+        const char* const* soon = ahead ? rest : nullptr;
+        for (int64_t d = 0; d < item.width_; d += kColumns) {
+            if (d + kColumns <= item.width_)
+                Format::template accumulate<kCount, 4>(weights, fade, values, step, positions, columns, soon);
+            else
+                Format::template accumulate<kCount, 2>(weights, fade, values, step, positions, columns, soon);
+            values += kColumns * kWordBytes;
+            for (auto& column : columns) column += kColumns;
+            for (auto& group : rest) group += positions / Format::kPositions * kStepBytes;
+        }
     }
     struct ScoresTable {
         ScoresFunction of[kRows][kTileGroups];
@@ -297,6 +305,7 @@ template <class Format> class Item {
     int64_t first_, last_;  // positions that some row sees
     std::vector<Query> queries_;
     std::vector<RowState> states_;
+    std::vector<Chunk> chunks_;
     std::vector<i32x16> words_;   // of queries, chunk by chunk, step by step
     std::vector<f32x16> out_;     // [rows, width]
     std::vector<i32x16> packed_;  // the key tile's values, as words

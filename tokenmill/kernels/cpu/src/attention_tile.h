@@ -32,15 +32,15 @@ constexpr int kWordRows = 6;
 constexpr int kWordRows = 2;
 #endif
 
-// acc += a b; `a` holds the word of row i and step k at k * a_step + i * a_row. Where `ahead` is given, whoever reads a
-// line of b fetches the same line of what is read next.
+// acc += a b; `a` holds the word of row i and step k at k * a_step + i * a_row. Where `ahead` is given, every step also
+// fetches a line of each of two groups of keys that are wanted next.
 template <class Dot, int kRows, int kVectors, class Sum>
 INLINE void multiply(Sum (&acc)[kRows][kVectors], const char* a, int64_t a_step, int64_t a_row, const char* const* b,
                      int64_t b_step, int64_t steps, const char* const* ahead = nullptr) {
     for (int64_t k = 0; k < steps; k++) {
         i32x16 v[kVectors];
         UNROLL for (int j = 0; j < kVectors; j++) v[j] = load<i32x16>(b[j] + k * b_step);
-        if (ahead) UNROLL for (int j = 0; j < kVectors; j++) prefetch_l2(ahead[j] + k * b_step);
+        if (ahead) prefetch_l2(ahead[0] + k * kStepBytes), prefetch_l2(ahead[1] + k * kStepBytes);
         UNROLL for (int i = 0; i < kRows; i++) {
             const i32x16 word = splat_bytes(a + k * a_step + i * a_row);
             UNROLL for (int j = 0; j < kVectors; j++) Dot::add(acc[i][j], word, v[j]);
@@ -72,6 +72,7 @@ INLINE f32x16 only_seen(f32x16 v, const Sight& sight, int vector, float otherwis
 struct RowState {
     f32x16 sum;  // lane by lane
     float top;
+    int64_t first, last;  // positions that it sees
 };
 
 struct KeyScales {
@@ -124,21 +125,21 @@ struct Bf16Tile {
             UNROLL for (int j = 0; j < kGroups; j++) out[i][j] = acc[i][j] * scale;
     }
 
-    static INLINE void weigh(const f32x16 (&p)[kTileGroups], const Sight&, const KeyScales&, RowState&, Weights& weights,
-                             int i) {
+    static INLINE void weigh(const f32x16 (&p)[kTileGroups], const Sight&, const KeyScales&, RowState&,
+                             Weights& weights, int i) {
         for (int j = 0; j < kTileGroups; j++) store_bf16(weights.p[i] + j * kLanes, p[j]);
     }
 
     template <int kCount, int kVectors>
     static INLINE void accumulate(const Weights& weights, const float* fade, const char* values, int64_t step,
-                                  int64_t positions, float* const* out) {
+                                  int64_t positions, float* const* out, const char* const* ahead) {
         f32x16 acc[kCount][kVectors];
         const char* columns[kVectors];
         UNROLL for (int j = 0; j < kVectors; j++) columns[j] = values + j * kStepBytes;
         UNROLL for (int i = 0; i < kCount; i++)
             UNROLL for (int j = 0; j < kVectors; j++) acc[i][j] = load_f32(out[i] + j * kLanes) * fade[i];
         multiply<Dot>(acc, reinterpret_cast<const char*>(weights.p), kWordBytes, sizeof weights.p[0], columns, step,
-                      positions / kPositions);
+                      positions / kPositions, ahead);
         UNROLL for (int i = 0; i < kCount; i++)
             UNROLL for (int j = 0; j < kVectors; j++) store_f32(out[i] + j * kLanes, acc[i][j]);
     }
@@ -197,7 +198,8 @@ struct Int8Tile {
         for (int64_t d = 0; d < size; d += kLanes) {
             const i32x16 v = to_i32(usable ? round_even(load_bf16(q + d) * inverse) : f32x16{});
             const i32x16 high = (v + 128) >> 8, low = v - (high << 8);
-            const i8x16 high_bytes = __builtin_convertvector(high, i8x16), low_bytes = __builtin_convertvector(low, i8x16);
+            const i8x16 high_bytes = __builtin_convertvector(high, i8x16);
+            const i8x16 low_bytes = __builtin_convertvector(low, i8x16);
             for (int64_t k = 0; k < 4; k++) {
                 char* word = words + (d / 4 + k) * step;
                 memcpy(word, reinterpret_cast<const char*>(&high_bytes) + k * kWordBytes, kWordBytes);
@@ -211,7 +213,8 @@ struct Int8Tile {
 
     template <int kCount, int kGroups>
     static INLINE void scores(const char* words, const Query* queries, const char* const* keys, int64_t size,
-                              const KeyScales& scales, float scale, const char* const* ahead, f32x16 (*out)[kTileGroups]) {
+                              const KeyScales& scales, float scale, const char* const* ahead,
+                              f32x16 (*out)[kTileGroups]) {
         i32x16 acc[2 * kCount][kGroups];
         UNROLL for (int i = 0; i < 2 * kCount; i++)
             UNROLL for (int j = 0; j < kGroups; j++) acc[i][j] = splat(queries[i / 2].start[i % 2]);
@@ -245,12 +248,12 @@ struct Int8Tile {
 
     template <int kCount, int kVectors>
     static INLINE void accumulate(const Weights& weights, const float* fade, const char* values, int64_t step,
-                                  int64_t positions, float* const* out) {
+                                  int64_t positions, float* const* out, const char* const* ahead) {
         i32x16 acc[2 * kCount][kVectors] = {};
         const char* columns[kVectors];
         UNROLL for (int j = 0; j < kVectors; j++) columns[j] = values + j * kStepBytes;
         multiply<ValueDot>(acc, reinterpret_cast<const char*>(weights.digits), kWordBytes, kKeyTile, columns, step,
-                           positions / kPositions);
+                           positions / kPositions, ahead);
         UNROLL for (int i = 0; i < kCount; i++)
             UNROLL for (int j = 0; j < kVectors; j++) {
                 const f32x16 tile = to_f32((acc[2 * i][j] << 8) + acc[2 * i + 1][j]);

@@ -11,7 +11,8 @@ constexpr int64_t kStepBytes = 4 * kPanel;
 void gather(const Weight& weight, int64_t output, float* out) {
     const int64_t size = weight.in_size, panel = output / kPanel, lane = output % kPanel;
     const int64_t inputs_per_step = weight.format == kBf16 ? 2 : weight.format == kInt8 ? 4 : 8;
-    const uint8_t* from = static_cast<const uint8_t*>(weight.data) + panel * size / inputs_per_step * kStepBytes + lane * 4;
+    const uint8_t* from = static_cast<const uint8_t*>(weight.data) + panel * size / inputs_per_step * kStepBytes;
+    from += lane * 4;
     if (weight.format == kBf16) {
         for (int64_t k = 0; k < size; k += 2, from += kStepBytes) {
             bf16 pair[2];

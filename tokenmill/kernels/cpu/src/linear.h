@@ -9,8 +9,8 @@
 //         for tile of the block's rows         kTileRows x 64 sums in registers
 //             for step of the chunk            load 64 x 4 bytes, broadcast 4 bytes of each row, dot
 //
-// Memory and arithmetic overlap: the tiles of a chunk share out among them the prefetching of the next, so that the time
-// of a product is the longer of the two and not their sum. A chunk is as long as the second-level cache holds well,
+// Memory and arithmetic overlap: the tiles of a chunk share out among them the prefetching of the next, so that the
+// time of a product is the longer of the two and not their sum. A chunk is as long as the second-level cache holds well,
 // since what a tile costs beside its dot products is paid once a chunk. Where one tile holds all rows, a matter of
 // bandwidth, the chunk is the whole panel, and the prefetching runs some KiB ahead of the tile.
 //
@@ -72,7 +72,7 @@ template <int kLines, int kPasses> INLINE const char* prefetch_share(const char*
 
 // Call tile(first row, rows, lines, ahead) for rows 0 ... count - 1 of a chunk, in tiles of nearly one size, kTileRows
 // at most. In each of its steps a tile prefetches `lines` (0, 1, 2 or 4) from `ahead` on; together the tiles cover the
-// next chunk. `rows` and `lines` are constants.
+// next chunk, where that is wanted (`more`). `rows` and `lines` are constants.
 template <int kTileRows, class Tile>
 INLINE void for_tiles(int64_t count, const void* weights, int64_t steps, bool more, Tile tile) {
     const char* from = static_cast<const char*>(weights);

@@ -47,10 +47,11 @@ struct Bf16 {
         const int64_t size = args.weight.in_size, steps = (chunk.end - chunk.begin) / kInputsPerStep;
         const char* weights = static_cast<const char*>(args.weight.data) +
                               (chunk.panel * size + chunk.begin) / kInputsPerStep * kStepBytes;
-        for_tiles<kTileRows>(chunk.count, weights, steps, chunk.more, [&](int64_t row, auto rows, auto lines, auto ahead) {
+        auto one = [&](int64_t row, auto rows, auto lines, const char* ahead) {
             const bf16* x = args.x + (chunk.first + row) * size + chunk.begin;
             tile<rows, lines>(x, size, weights, steps, ahead, chunk.sums + row * kPanel);
-        });
+        };
+        for_tiles<kTileRows>(chunk.count, weights, steps, chunk.more, one);
     }
 };
 

@@ -46,7 +46,8 @@ struct Groups {
 // R rows and a panel: sums [R][64] += scales * dot products, group by group.
 template <class Stored, int R, int kLines>
 NOINLINE void tile(const Groups& in, int32_t zero, const char* ahead, float* sums) {
-    constexpr int V = tile_vectors(R, kLines == 4 ? 2 * kTileVectors : kTileVectors), kPasses = kPanelVectors / V, kParts = Stored::kParts;
+    constexpr int V = tile_vectors(R, kLines == 4 ? 2 * kTileVectors : kTileVectors);
+    constexpr int kPasses = kPanelVectors / V, kParts = Stored::kParts;
     for (int j = 0; j < kPanelVectors; j += V) {
         f32x16 total[R][V];
         UNROLL for (int r = 0; r < R; r++)
@@ -97,13 +98,14 @@ template <class Stored> struct Int {
         const uint8_t* weights = static_cast<const uint8_t*>(weight.data) +
                                  (chunk.panel * size + chunk.begin) / kInputsPerStep * kStepBytes;
         const f16* scales = weight.scales + (chunk.panel * num_groups + group) * kPanel;
-        for_tiles<kTileRows>(chunk.count, weights, steps, chunk.more, [&](int64_t row, auto rows, auto lines, auto ahead) {
-            const int64_t at = (chunk.first + row) * num_groups + group;
-            const Groups in = {weights, scales, args.quantized.values + (chunk.first + row) * size + chunk.begin,
+        auto one = [&](int64_t row, auto rows, auto lines, const char* ahead) {
+            const int64_t from = chunk.first + row, at = from * num_groups + group;
+            const Groups in = {weights, scales, args.quantized.values + from * size + chunk.begin,
                                args.quantized.scales + at, args.quantized.sums + at, size, num_groups,
                                (chunk.end - chunk.begin) / weight.group, weight.group};
             tile<Stored, rows, lines>(in, kZero, ahead, chunk.sums + row * kPanel);
-        });
+        };
+        for_tiles<kTileRows>(chunk.count, weights, steps, chunk.more, one);
     }
 };
 
