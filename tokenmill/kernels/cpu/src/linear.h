@@ -10,9 +10,9 @@
 //             for step of the chunk            load 64 x 4 bytes, broadcast 4 bytes of each row, dot
 //
 // Memory and arithmetic overlap: the tiles of a chunk share out among them the prefetching of the next, so that the
-// time of a product is the longer of the two and not their sum. A chunk is as long as the second-level cache holds well,
-// since what a tile costs beside its dot products is paid once a chunk. Where one tile holds all rows, a matter of
-// bandwidth, the chunk is the whole panel, and the prefetching runs some KiB ahead of the tile.
+// time of a product is the longer of the two and not their sum. A chunk is as long as the second-level cache holds
+// well, since what a tile costs beside its dot products is paid once a chunk. Where one tile holds all rows, a matter
+// of bandwidth, the chunk is the whole panel, and the prefetching runs some KiB ahead of the tile.
 //
 // What a chunk is and how a tile is computed is the format's (linear_bf16.cpp, linear_int.cpp); bias and epilogue are
 // here.
@@ -25,7 +25,7 @@
 
 #define NOINLINE __attribute__((noinline))
 
-constexpr int kPanelVectors = kPanel / kLanes;
+constexpr int kPanelVectors = kPanel / kNative;
 constexpr int64_t kStepBytes = 4 * kPanel;  // of weights that one step takes: 4 bytes per output, in every format
 
 // Rows of a block: few enough that a chunk's activations and the sums stay in the caches next to the weights.

@@ -10,7 +10,7 @@ constexpr int kTileRows = 6, kTileVectors = 24;
 #elif defined(__AVX512F__)
 constexpr int kTileRows = 4, kTileVectors = 16;  // the dot product needs registers of its own
 #else
-constexpr int kTileRows = 4, kTileVectors = 4;
+constexpr int kTileRows = 4, kTileVectors = 8;
 #endif
 
 constexpr int64_t kInputsPerStep = 2;
@@ -19,22 +19,22 @@ template <int R, int kLines>
 NOINLINE void tile(const bf16* x, int64_t stride, const char* weights, int64_t steps, const char* ahead, float* sums) {
     constexpr int V = tile_vectors(R, kTileVectors), kPasses = kPanelVectors / V;
     for (int j = 0; j < kPanelVectors; j += V) {
-        f32x16 acc[R][V];
+        f32xn acc[R][V];
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int v = 0; v < V; v++) acc[r][v] = load_f32(sums + r * kPanel + (j + v) * kLanes);
-        const char* w = weights + j * 64;
+            UNROLL for (int v = 0; v < V; v++) acc[r][v] = load<f32xn>(sums + r * kPanel + (j + v) * kNative);
+        const char* w = weights + j * 4 * kNative;
         const bf16* from = x;
         for (int64_t s = 0; s < steps; s++, w += kStepBytes, from += kInputsPerStep) {
             ahead = prefetch_share<kLines, kPasses>(ahead);
-            i32x16 part[V];
-            UNROLL for (int v = 0; v < V; v++) part[v] = load<i32x16>(w + v * 64);
+            i32xn part[V];
+            UNROLL for (int v = 0; v < V; v++) part[v] = load<i32xn>(w + v * 4 * kNative);
             UNROLL for (int r = 0; r < R; r++) {
-                const i32x16 input = splat_bytes(from + r * stride);
+                const i32xn input = splat_bytes_native(from + r * stride);
                 UNROLL for (int v = 0; v < V; v++) acc[r][v] = dot_bf16(acc[r][v], input, part[v]);
             }
         }
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int v = 0; v < V; v++) store_f32(sums + r * kPanel + (j + v) * kLanes, acc[r][v]);
+            UNROLL for (int v = 0; v < V; v++) store(sums + r * kPanel + (j + v) * kNative, acc[r][v]);
     }
 }
 

@@ -25,11 +25,11 @@ constexpr int kTileRows = 4, kTileVectors = 4;
 // A step's four bytes of an output hold `kParts` quads of inputs.
 struct Bytes {
     static constexpr int kParts = 1;
-    static INLINE i32x16 part(i32x16 stored, int) { return stored; }
+    static INLINE i32xn part(i32xn stored, int) { return stored; }
 };
 struct Nibbles {
     static constexpr int kParts = 2;
-    static INLINE i32x16 part(i32x16 stored, int p) { return (p == 0 ? stored : stored >> 4) & 0x0f0f0f0f; }
+    static INLINE i32xn part(i32xn stored, int p) { return (p == 0 ? stored : stored >> 4) & 0x0f0f0f0f; }
 };
 
 // A chunk of quantised weights and of the rows' inputs.
@@ -49,37 +49,37 @@ NOINLINE void tile(const Groups& in, int32_t zero, const char* ahead, float* sum
     constexpr int V = tile_vectors(R, kLines == 4 ? 2 * kTileVectors : kTileVectors);
     constexpr int kPasses = kPanelVectors / V, kParts = Stored::kParts;
     for (int j = 0; j < kPanelVectors; j += V) {
-        f32x16 total[R][V];
+        f32xn total[R][V];
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int v = 0; v < V; v++) total[r][v] = load_f32(sums + r * kPanel + (j + v) * kLanes);
-        const uint8_t* w = in.weights + j * 64;
+            UNROLL for (int v = 0; v < V; v++) total[r][v] = load<f32xn>(sums + r * kPanel + (j + v) * kNative);
+        const uint8_t* w = in.weights + j * 4 * kNative;
         const int8_t* x = in.values;
-        const f16* weight_scales = in.weight_scales + j * kLanes;
+        const f16* weight_scales = in.weight_scales + j * kNative;
         for (int64_t g = 0; g < in.count; g++, weight_scales += kPanel) {
-            i32x16 acc[R][V];
+            i32xn acc[R][V];
             UNROLL for (int r = 0; r < R; r++) {
-                const i32x16 start = splat(-zero * in.sums[r * in.stride + g]);
+                const i32xn start = -zero * in.sums[r * in.stride + g] - i32xn{};
                 UNROLL for (int v = 0; v < V; v++) acc[r][v] = start;
             }
             for (const int8_t* end = x + in.group; x < end; x += 4 * kParts, w += kStepBytes) {
                 ahead = prefetch_share<kLines, kPasses>(ahead);
                 UNROLL for (int p = 0; p < kParts; p++) {
-                    i32x16 part[V];
-                    UNROLL for (int v = 0; v < V; v++) part[v] = Stored::part(load<i32x16>(w + v * 64), p);
+                    i32xn part[V];
+                    UNROLL for (int v = 0; v < V; v++) part[v] = Stored::part(load<i32xn>(w + v * 4 * kNative), p);
                     UNROLL for (int r = 0; r < R; r++) {
-                        const i32x16 input = splat_bytes(x + r * in.size + 4 * p);
+                        const i32xn input = splat_bytes_native(x + r * in.size + 4 * p);
                         UNROLL for (int v = 0; v < V; v++) dot_i8(acc[r][v], part[v], input);
                     }
                 }
             }
             UNROLL for (int v = 0; v < V; v++) {
-                const f32x16 scale = load_f16(weight_scales + v * kLanes);
+                const f32xn scale = load_f16_native(weight_scales + v * kNative);
                 UNROLL for (int r = 0; r < R; r++)
                     total[r][v] = fma(to_f32(acc[r][v]), scale * in.scales[r * in.stride + g], total[r][v]);
             }
         }
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int v = 0; v < V; v++) store_f32(sums + r * kPanel + (j + v) * kLanes, total[r][v]);
+            UNROLL for (int v = 0; v < V; v++) store(sums + r * kPanel + (j + v) * kNative, total[r][v]);
     }
 }
 

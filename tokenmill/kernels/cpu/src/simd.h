@@ -278,3 +278,67 @@ INLINE void interleave(i32x16 x, i32x16 y, i32x16& low, i32x16& high) {
 
 INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// ---- the processor's own width ------------------------------------------------------------------------------
+//
+// GCC keeps vectors wider than a register in memory, so the inner loops of products, whose sums must stay in
+// registers, are written in vectors of `kNative` lanes: on AVX-512 the same 16 as above, elsewhere fewer.
+
+#if defined(__AVX512F__)
+constexpr int kNative = 16;
+#elif defined(__AVX2__)
+constexpr int kNative = 8;
+#else
+constexpr int kNative = 4;
+#endif
+
+typedef float f32xn __attribute__((vector_size(4 * kNative)));
+typedef int32_t i32xn __attribute__((vector_size(4 * kNative)));
+
+INLINE i32xn splat_bytes_native(const void* four) {
+    int32_t x;
+    memcpy(&x, four, 4);
+    return x - i32xn{};
+}
+
+#if defined(__AVX512F__)
+INLINE f32xn load_f16_native(const f16* from) { return load_f16(from); }
+#else
+typedef uint32_t u32xn __attribute__((vector_size(4 * kNative)));
+typedef uint16_t u16xn __attribute__((vector_size(2 * kNative)));
+
+INLINE f32xn load_f16_native(const f16* from) {
+#if defined(__F16C__)
+    return (f32xn)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    const u32xn h = __builtin_convertvector(load<u16xn>(from), u32xn);
+    const f32xn magnitude = (f32xn)((h & 0x7fff) << 13) * 5.192296858534828e33f;
+    return (f32xn)((u32xn)magnitude | (h & 0x8000) << 16);
+#endif
+}
+
+INLINE f32xn to_f32(i32xn v) { return __builtin_convertvector(v, f32xn); }
+
+INLINE f32xn fma(f32xn a, f32xn b, f32xn c) {
+#if defined(__FMA__)
+    return (f32xn)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE f32xn dot_bf16(f32xn acc, i32xn a, i32xn b) {
+    const i32xn upper = int32_t(0xffff0000) - i32xn{};
+    acc = fma((f32xn)(a & upper), (f32xn)(b & upper), acc);
+    return fma((f32xn)(a << 16), (f32xn)(b << 16), acc);
+}
+
+INLINE void dot_i8(i32xn& acc, i32xn unsigned_bytes, i32xn signed_bytes) {
+#if defined(__AVX2__)
+    acc += (i32xn)madd_bytes((__m256i)unsigned_bytes, (__m256i)signed_bytes);
+#else
+    for (int shift = 0; shift < 32; shift += 8)
+        acc += ((unsigned_bytes >> shift) & 255) * ((signed_bytes << (24 - shift)) >> 24);
+#endif
+}
+#endif
