@@ -9,14 +9,21 @@ namespace {
 
 constexpr int kAccumulators = 24;
 
-template <class Accumulator, class Dot> INLINE Accumulator saturate(int64_t num_rounds, Dot dot) {
-    Accumulator acc[kAccumulators] = {};
-    i32x16 a = splat(0x3f803f80), b = splat(0x3f803f80);
-    asm volatile("" : "+m"(a), "+m"(b));  // values that the compiler does not know
-    for (int64_t round = 0; round < num_rounds; round++) UNROLL
-        for (int i = 0; i < kAccumulators; i++) dot(acc[i], a, b);
+INLINE void dot(f32x16& acc, i32x16 a, i32x16 b) { acc = dot_bf16(acc, a, b); }
+INLINE void dot(i32x16& acc, i32x16 a, i32x16 b) { dot_i8(acc, a, b); }
+
+template <class Accumulator> INLINE Accumulator saturate(int64_t num_rounds) {
+    i32x16 factors[2] = {splat(0x3f803f80), splat(0x3f803f80)};
+    Accumulator start[kAccumulators] = {};
+    asm volatile("" : : "r"(factors), "r"(start) : "memory");  // values that the compiler cannot know
+    const i32x16 a = factors[0], b = factors[1];
+    Accumulator acc[kAccumulators];
+    UNROLL for (int i = 0; i < kAccumulators; i++) acc[i] = start[i];
+    for (int64_t round = 0; round < num_rounds; round++) {
+        UNROLL for (int i = 0; i < kAccumulators; i++) dot(acc[i], a, b);
+    }
     Accumulator total = {};
-    for (int i = 0; i < kAccumulators; i++) total += acc[i];
+    UNROLL for (int i = 0; i < kAccumulators; i++) total += acc[i];
     return total;
 }
 
@@ -34,12 +41,8 @@ KERNEL(probe_read, ProbeArgs) {
 
 // 2 * 2 * 16 * 24 operations a round and thread
 KERNEL(probe_bf16, ProbeArgs) {
-    const f32x16 total = saturate<f32x16>(args->num_rounds, [](f32x16& acc, i32x16 a, i32x16 b) { acc = dot_bf16(acc, a, b); });
-    store_f32(args->sink + team->rank * kLanes, total);
+    store_f32(args->sink + team->rank * kLanes, saturate<f32x16>(args->num_rounds));
 }
 
 // 2 * 4 * 16 * 24 operations a round and thread
-KERNEL(probe_int8, ProbeArgs) {
-    const i32x16 total = saturate<i32x16>(args->num_rounds, [](i32x16& acc, i32x16 a, i32x16 b) { dot_i8(acc, a, b); });
-    store(args->sink + team->rank * kLanes, total);
-}
+KERNEL(probe_int8, ProbeArgs) { store(args->sink + team->rank * kLanes, saturate<i32x16>(args->num_rounds)); }
