@@ -27,7 +27,7 @@ def test_info_says_what_it_is_and_every_byte_it_needs(capsys: Capsys) -> None:
     assert sum(item["bytes"] for item in memory["items"]) == memory["total_bytes"] <= memory["available_bytes"]
     assert sum(item["bytes"] for item in memory["items"] if item["group"] == "weights") == 4 * stored
 
-    text = call(capsys, "info", "story-draft").out
+    text = call(capsys, "info", "story-draft", "--kernels", "reference").out
     assert config["architectures"][0] in text and f"{memory['items'][0]['bytes']:,}" in text
 
 

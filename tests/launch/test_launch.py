@@ -122,6 +122,7 @@ def test_the_journal_says_how_to_build_the_executor_again(tmp_path: Path) -> Non
     path = tmp_path / "journal"
     build(EngineConfig.from_options(**SMALL, journal=str(path), max_context=100)).engine.close()
     header = read_header(path)
+    assert header.pop("journal") == 1
     header.pop("tokenmill")
     assert header == {
         "model": "story-draft", "block_size": 16, "num_blocks": 256, "max_context": 100, "max_seqs": 64,

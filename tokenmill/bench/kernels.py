@@ -14,6 +14,7 @@ Figures are medians over runs. Operations of an attention are those of the posit
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,6 +231,12 @@ def _attention(
     config = _one_layer(shape, copies)
     num_blocks = len(starts) * blocks_each
     kv = PagedKV(config, num_blocks, BLOCK_SIZE, form)
+    for layer in range(copies):
+        cache = kv.record(layer)
+        for address in (cache.keys, cache.values):  # pages that were never written share one page of zeros
+            ctypes.memset(address, 0x3C, num_blocks * kv.block_bytes)
+        for address in (cache.key_scales, cache.value_scales) if kv.scale_bytes else ():
+            ctypes.memset(address, 0x3C, num_blocks * kv.scale_bytes)
     total = sum(counts)
     q, out = np.full((total, heads * head), 0x3C00, np.uint16), np.zeros((total, heads * head), np.uint16)
     program = Program(library)

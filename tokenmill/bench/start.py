@@ -96,10 +96,7 @@ def _measure(task: Mapping[str, Any]) -> dict[str, Any]:
             "total_s": sum(stages.seconds.values()),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "weights_bytes": llm.launched.measured.weights_bytes,
-            "foreseen_bytes": {
-                group: ledger.group_bytes(group)
-                for group in ("weights", "kv", "workspace", "process")
-            },
+            "foreseen_bytes": {group: ledger.group_bytes(group) for group in ("weights", "kv", "workspace", "process")},
         }
 
 

@@ -15,7 +15,13 @@ from tokenmill.core.precision import DEFAULT_WEIGHTS
 
 @click.command()
 @click.argument("model")
-@click.option("--weights", type=click.Choice(("bf16", "int8", "int4")), default=DEFAULT_WEIGHTS, show_default=True)
+@click.option(
+    "--weights",
+    type=click.Choice(("bf16", "int8", "int4")),
+    default=DEFAULT_WEIGHTS,
+    show_default=True,
+    help="How the kernels hold weights.",
+)
 @click.option(
     "--repeat", default=5, show_default=True, type=click.IntRange(1), help="Starts, of which the median counts."
 )
