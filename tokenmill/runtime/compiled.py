@@ -266,8 +266,11 @@ class _Inputs:
         self._positions = np.zeros(max_tokens, np.int32)
         self._slots = np.zeros(max_tokens, np.int32)
         self._row_begin = np.zeros(max_tokens + 1, np.int32)
-        self._tables = np.zeros((0, 0), np.int32)
+        self._tables: Ints = np.zeros((0, 0), np.int32)
         self._outputs: Ints = np.zeros(0, np.int32)
+        arrays = (self._token_ids, self._positions, self._slots, self._row_begin)
+        self._addresses = tuple(array.ctypes.data for array in arrays)  # asking NumPy takes a microsecond each
+        self._tables_address = 0
 
     def step(self, rows: Sequence[Row]) -> Step:
         """The record of a step; valid until the next call."""
@@ -275,6 +278,7 @@ class _Inputs:
         if self._tables.shape[0] < len(rows) or self._tables.shape[1] < stride:
             # Room for twice as much, so that growing contexts seldom come here.
             self._tables = np.zeros((2 * len(rows), 2 * stride), np.int32)
+            self._tables_address = self._tables.ctypes.data
         tables, begin = self._tables, 0
         for index, row in enumerate(rows):
             start, end, blocks = row.start, row.end, row.entry.block_ids
@@ -293,8 +297,7 @@ class _Inputs:
                 self._slots[begin : begin + count] = in_block + positions % self._block_size
             begin += count
         self._row_begin[len(rows)] = begin
-        arrays = (self._token_ids, self._positions, self._slots, self._row_begin, tables)
-        return Step(begin, len(rows), 0, tables.shape[1], *(array.ctypes.data for array in arrays), None)
+        return Step(begin, len(rows), 0, tables.shape[1], *self._addresses, self._tables_address, None)
 
     def set_outputs(self, step: Step, tokens: list[int]) -> None:
         self._outputs = np.array(tokens, np.int32)

@@ -2,12 +2,16 @@
 
 Rules in the order in which they are asked: the content type, the content encoding (nothing is ever
 decompressed), the announced length, the length and the time while reading, the JSON, the fields.
+
+A body that announces its length is kept in memory, since it will be needed whole. One that does not may be endless:
+beyond half a megabyte it goes to a file without a name, so that many such cost no memory before they are refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 from functools import partial
+from tempfile import SpooledTemporaryFile
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -20,6 +24,9 @@ from tokenmill.server.errors import ClientGone, HttpError, from_validation
 
 INLINE_BYTES = 65536
 """Bodies up to this size are parsed on the event loop; larger ones would hold up everybody's tokens."""
+
+SPOOL_BYTES = 2**19
+"""Bodies of unknown length are kept in memory up to this size."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,19 +74,21 @@ def _check_headers(request: Request, max_bytes: int) -> None:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
+    kept_bytes = max_bytes if "content-length" in request.headers else SPOOL_BYTES
     num_bytes, more = 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
-        more = message.get("more_body", False)
-        num_bytes += len(part)
-        if num_bytes > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
-    return b"".join(parts)
+    with SpooledTemporaryFile(max_size=kept_bytes) as body:
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            more = message.get("more_body", False)
+            num_bytes += len(part)
+            if num_bytes > max_bytes:
+                raise _too_large(max_bytes)
+            body.write(part)
+        body.seek(0)
+        return body.read()
 
 
 def _too_large(max_bytes: int) -> HttpError:

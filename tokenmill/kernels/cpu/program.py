@@ -22,6 +22,8 @@ class Program:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.names: list[str] = []
+        self.seconds: NDArray[np.float64] | None = None
+        """One per call: if it is there, each call's time is added to it."""
         self._args: list[Args] = []
         self._calls: ctypes.Array[Call] | None = None
 
@@ -31,14 +33,14 @@ class Program:
         self._args.append(args)
         self._calls = None
 
-    def run(self, pool: Pool, step: Step, seconds: NDArray[np.float64] | None = None) -> None:
-        """Carry out the step; with ``seconds`` (one per call) each call's time is added there."""
+    def run(self, pool: Pool, step: Step) -> None:
+        """Carry out the step."""
         calls = self._calls
         if calls is None:
             addresses = [self.library.kernel(name) for name in self.names]
             records = [Call(k, ctypes.addressof(a)) for k, a in zip(addresses, self._args, strict=True)]
             calls = self._calls = (Call * len(records))(*records)
-        timing = None if seconds is None else seconds.ctypes.data
+        timing = None if self.seconds is None else self.seconds.ctypes.data
         self.library.run(pool.handle, ctypes.addressof(calls), len(calls), ctypes.addressof(step), timing)
 
 
