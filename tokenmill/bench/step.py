@@ -74,21 +74,8 @@ def run(
     for batch in batches:
         progress(f"batch {batch}")
         walls, kernels = _decode(executor, compiled, checkpoint.ledger.num_blocks, config, batch, context, num_steps)
-        wall = statistics.median(walls)
-        in_kernels = sum(kernels.values())
         num_bytes = measured.weights_bytes + batch * (context + num_steps / 2) * position_bytes
-        rows.append(
-            {
-                "batch": batch,
-                "milliseconds": wall * 1e3,
-                "tokens_per_s": batch / wall,
-                "gigabytes_per_s": num_bytes / wall / 1e9,
-                "bandwidth_share": num_bytes / wall / ceilings.bytes_per_s,
-                "host_microseconds": (statistics.mean(walls) - in_kernels) * 1e6,
-                "host_share": 1 - in_kernels / statistics.mean(walls),
-                "kernel_share": {name: seconds / in_kernels for name, seconds in kernels.most_common()},
-            }
-        )
+        rows.append(_figures(batch, walls, kernels, num_bytes, ceilings.bytes_per_s))
     executor.close()
     return {
         "model": checkpoint.name,
@@ -98,6 +85,22 @@ def run(
         "weights_bytes": measured.weights_bytes,
         "bandwidth_gigabytes_per_s": ceilings.bytes_per_s / 1e9,
         "batches": rows,
+    }
+
+
+def _figures(
+    batch: int, walls: Sequence[float], kernels: Counter[str], num_bytes: float, bytes_per_s: float
+) -> dict[str, Any]:
+    wall, in_kernels = statistics.median(walls), sum(kernels.values())
+    return {
+        "batch": batch,
+        "milliseconds": wall * 1e3,
+        "tokens_per_s": batch / wall,
+        "gigabytes_per_s": num_bytes / wall / 1e9,
+        "bandwidth_share": num_bytes / wall / bytes_per_s,
+        "host_microseconds": (statistics.mean(walls) - in_kernels) * 1e6,
+        "host_share": 1 - in_kernels / statistics.mean(walls),
+        "kernel_share": {name: seconds / in_kernels for name, seconds in kernels.most_common()},
     }
 
 
