@@ -40,12 +40,11 @@ from tokenmill.runtime.compiled import CompiledModel
 from tokenmill.runtime.eager import EagerModel
 from tokenmill.runtime.executor import LocalExecutor
 from tokenmill.runtime.step_model import StepModel
-from tokenmill.runtime.worker import Worker
+from tokenmill.runtime.worker import MIN_STEP_TOKENS, Worker
 from tokenmill.testing import checkpoints
 
 VOCAB = 307
 CONTEXT = 160
-LARGEST_STEP = 512
 
 Answer = list[tuple[int, TokenLogprobs]]
 
@@ -59,14 +58,14 @@ class Model:
     least_block: int
     """The smallest block that its cache can have."""
 
-    def served(self, num_blocks: int, block_size: int) -> StepModel:
+    def served(self, num_blocks: int, block_size: int, max_tokens: int) -> StepModel:
         """With a pool of its own."""
         config = self.decoder.config
         if self.precision.kernels == "reference":
             return EagerModel(self.decoder, KVTensors.allocate(config, num_blocks, block_size))
         kv = PagedKV(config, num_blocks, block_size, WeightFormat[self.precision.kv.upper()])
         pool = load().new_pool(torch.get_num_threads())
-        return CompiledModel(self.decoder, kv, pool, max_tokens=LARGEST_STEP, max_outputs=256)
+        return CompiledModel(self.decoder, kv, pool, max_tokens=max_tokens, max_outputs=256)
 
 
 PRECISIONS = {
@@ -156,7 +155,9 @@ class House:
 
     def __post_init__(self) -> None:
         num_blocks = self.num_blocks or 64 * -(-CONTEXT // self.block_size)
-        self.worker = Worker(self.model.served(num_blocks, self.block_size), poison=True)
+        self.worker = Worker(
+            self.model.served(num_blocks, self.block_size, max(self.chunk, MIN_STEP_TOKENS)), poison=True
+        )
         executor = LocalExecutor(self.worker)
         executor.start()
         self.clock = VirtualClock()

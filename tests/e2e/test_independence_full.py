@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.test_independence import VOCAB, House, request, tokens
+from tests.e2e.test_independence import PRECISIONS, VOCAB, House, Model, load_as, request, tokens
 from tokenmill.core.request import Request
-from tokenmill.models.decoder import Decoder
-from tokenmill.models.load import load_model
-from tokenmill.testing.checkpoints import make_checkpoint
+from tokenmill.testing import checkpoints
 
 NUM_PROMPTS = 500
 LONGEST = 4000
@@ -33,7 +31,7 @@ def prompts() -> list[Request]:
     return [replace(req, stop_token_ids=STOP_TOKENS) if i % 2 else req for i, req in enumerate(made)]
 
 
-def run(model: Decoder, requests: list[Request], concurrency: int) -> House:
+def run(model: Model, requests: list[Request], concurrency: int) -> House:
     """All of ``requests``, arriving at random, so many of them together."""
     house = House(model, num_blocks=20_000, max_seqs=concurrency, chunk=max(512, 64 * concurrency), max_steps=200_000)
     rng = random.Random(concurrency)
@@ -54,11 +52,13 @@ def usage(house: House) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.heavy
-def test_cc01_at_full_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["reference", "int8"])
+def test_cc01_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """Tokens, log-probabilities, finish reasons and usage are those of one request at a time."""
+    monkeypatch.setattr(checkpoints, "LOGIT_STD", 2.4)  # undecided enough for seeds to matter
     shape = {"vocab_size": VOCAB, "max_context": 4096 + 96, "hidden_size": 32, "num_layers": 1}
-    model = load_model(make_checkpoint(tmp_path, "llama", tokenizer=False, **shape))
-    model.lm_head.parameters()[0].mul_(0.15)
+    folder = checkpoints.make_checkpoint(tmp_path, "llama", tokenizer=False, **shape)
+    model = load_as(folder, PRECISIONS[precision])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
