@@ -9,7 +9,7 @@ bfloat16 or 8-bit integers (``kernels/cpu/src/probe.cpp``). Bytes are those that
 once: weights, keys and values; what flows between kernels stays in caches and is not counted. So that weights and
 caches really come from memory, copies of them are used in turn, more than the caches hold.
 
-Ceilings are the best of what is measured before and after. Figures are medians over runs.
+The bandwidth is measured again before and after every kernel. Figures are medians over runs.
 Operations of an attention are those of the positions that a token may see.
 """
 
@@ -19,7 +19,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,41 +73,6 @@ class Ceilings:
         memory, compute = num_bytes / self.bytes_per_s, operations / (self.int8_per_s if integers else self.bf16_per_s)
         return (memory, "memory") if memory >= compute else (compute, "compute")
 
-    def best_with(self, other: Ceilings) -> Ceilings:
-        """What was reached at either time: whoever shares the memory may make it quick at one and slow at another."""
-        return Ceilings(
-            max(self.bytes_per_s, other.bytes_per_s),
-            max(self.bf16_per_s, other.bf16_per_s),
-            max(self.int8_per_s, other.int8_per_s),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Size:
-    """What a case amounts to, without its memory."""
-
-    kernel: str
-    size: str
-    num_bytes: float
-    operations: float
-    integers: bool
-
-    @classmethod
-    def of(cls, case: Case) -> _Size:
-        return cls(case.kernel, case.size, case.num_bytes, case.operations, case.integers)
-
-    def figures(self, seconds: float, ceilings: Ceilings) -> dict[str, Any]:
-        floor, bound = ceilings.floor_s(self.num_bytes, self.operations, integers=self.integers)
-        return {
-            "kernel": self.kernel,
-            "size": self.size,
-            "microseconds": seconds * 1e6,
-            "gigabytes_per_s": self.num_bytes / seconds / 1e9,
-            "gigaops_per_s": self.operations / seconds / 1e9,
-            "bound": bound,
-            "share": floor / seconds,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -137,13 +102,27 @@ def run(
     library = load()
     pool = library.new_pool(num_threads)
     progress("ceilings")
-    before = measure_ceilings(library, pool, repeat)
-    measured = []
+    ceilings = measure_ceilings(library, pool, repeat)
+    reader = Reader(library, pool)
+    figures = []
     for case in _cases(SHAPES[shape], library, rows):
         progress(f"{case.kernel}, {case.size}")
-        measured.append((_Size.of(case), _seconds(partial(case.program.run, pool, case.step), repeat) / case.num_calls))
-    ceilings = before.best_with(measure_ceilings(library, pool, repeat))
-    figures = [size.figures(seconds, ceilings) for size, seconds in measured]
+        before = reader.bytes_per_s()
+        seconds = _seconds(partial(case.program.run, pool, case.step), repeat) / case.num_calls
+        now = replace(ceilings, bytes_per_s=max(before, reader.bytes_per_s()))
+        floor, bound = now.floor_s(case.num_bytes, case.operations, integers=case.integers)
+        figures.append(
+            {
+                "kernel": case.kernel,
+                "size": case.size,
+                "microseconds": seconds * 1e6,
+                "gigabytes_per_s": case.num_bytes / seconds / 1e9,
+                "gigaops_per_s": case.operations / seconds / 1e9,
+                "bandwidth_gigabytes_per_s": now.bytes_per_s / 1e9,
+                "bound": bound,
+                "share": floor / seconds,
+            }
+        )
     return {
         "shape": shape,
         "isa": library.isa.name,
@@ -157,21 +136,34 @@ def run(
     }
 
 
+class Reader:
+    """How fast memory is read just now. Others may share it, so that it is twice as quick at one time as at another."""
+
+    def __init__(self, library: Library, pool: Pool) -> None:
+        self._data = Buffer.allocate(PROBE_BYTES)
+        self._data.array(np.uint8)[:] = 1
+        self._sink = np.zeros((pool.num_threads, 16), np.float32)
+        program = Program(library)
+        program.add("probe_read", ProbeArgs(self._data.address, PROBE_BYTES, 0, self._sink.ctypes.data))
+        self._run = partial(program.run, pool, Step())
+
+    def bytes_per_s(self, repeat: int = 3) -> float:
+        """The best of several readings."""
+        return PROBE_BYTES / min(_times(self._run, repeat))
+
+
 def measure_ceilings(library: Library, pool: Pool, repeat: int) -> Ceilings:
     """The best of several runs each: a ceiling is what nobody disturbed."""
-    data = Buffer.allocate(PROBE_BYTES)
-    data.array(np.uint8)[:] = 1
     sink = np.zeros((pool.num_threads, 16), np.float32)
 
     def best(kernel: str) -> float:
         program = Program(library)
-        program.add(kernel, ProbeArgs(data.address, PROBE_BYTES, PROBE_ROUNDS, sink.ctypes.data))
-        return min(_times(lambda: program.run(pool, Step()), repeat))
+        program.add(kernel, ProbeArgs(None, 0, PROBE_ROUNDS, sink.ctypes.data))
+        return min(_times(partial(program.run, pool, Step()), repeat))
 
     rounds = PROBE_ROUNDS * ACCUMULATORS * 16 * pool.num_threads
-    return Ceilings(
-        PROBE_BYTES / best("probe_read"), rounds * 2 * 2 / best("probe_bf16"), rounds * 4 * 2 / best("probe_int8")
-    )
+    bandwidth = Reader(library, pool).bytes_per_s(repeat)
+    return Ceilings(bandwidth, rounds * 2 * 2 / best("probe_bf16"), rounds * 4 * 2 / best("probe_int8"))
 
 
 def _times(call: Callable[[], None], repeat: int) -> list[float]:
