@@ -18,5 +18,5 @@ def test_every_stage_up_to_the_first_token() -> None:
 
 
 def test_a_model_that_is_not_there() -> None:
-    with pytest.raises(RuntimeError, match="no-such-model"):
+    with pytest.raises(RuntimeError, match=r"^no built-in model and no folder 'no-such-model'"):
         run("no-such-model", {}, repeat=1)

@@ -21,6 +21,11 @@ def test_the_parts_of_a_step() -> None:
         assert row["gigabytes_per_s"] == pytest.approx(total / row["milliseconds"] / 1e6, rel=0.2)
 
 
+def test_a_context_beyond_the_models() -> None:
+    with pytest.raises(ConfigError, match="--context 5000 and 40 steps are beyond the model's 2048"):
+        run("story-draft", {}, batches=(1,), context=5000)
+
+
 def test_options_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="group_size"):
         run("story-draft", {"group_size": 33})

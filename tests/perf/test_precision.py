@@ -71,7 +71,7 @@ def test_contradictions_are_refused(field: str, source: dict[str, Any], kv: str)
         resolved(kv=kv, **source)
 
 
-@pytest.mark.parametrize("group", [0, 31, 48, -32])
+@pytest.mark.parametrize("group", [0, 31, 48, -32, 288])
 def test_group_sizes_are_multiples_of_32(group: int) -> None:
     with pytest.raises(ConfigError, match="group_size"):
         ModelSource(group_size=group)

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tokenmill.core.errors import TokenmillError
+
 PROMPT = "Once upon a time"
 
 
@@ -101,4 +103,7 @@ def _measure(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(json.loads(sys.argv[1]))))
+    try:
+        print(json.dumps(_measure(json.loads(sys.argv[1]))))
+    except TokenmillError as error:
+        sys.exit(str(error))

@@ -55,7 +55,6 @@ def run(
     config = EngineConfig.from_options(
         model=model,
         kernels="fast",
-        max_context=length,
         num_blocks=num_blocks,
         max_seqs=max(batches),
         max_step_tokens=max(512, max(batches)),
@@ -63,10 +62,12 @@ def run(
     )
     progress("loading")
     checkpoint = launch.inspect(config)
+    if length > checkpoint.ledger.max_context:
+        raise ConfigError(
+            f"--context {context} and {num_steps} steps are beyond the model's {checkpoint.config.max_context}"
+        )
     executor, measured = launch.load_executor(config, checkpoint, launch.Silent())
     compiled = executor.worker.model  # type: ignore[attr-defined]  # a LocalExecutor over a CompiledModel
-    if length > checkpoint.config.max_context:
-        raise ConfigError(f"a context of {length} tokens is beyond the model's {checkpoint.config.max_context}")
     progress("ceilings")
     ceilings = measure_ceilings(compiled.pool.library, compiled.pool, 5)
     position_bytes = kv_position_bytes(checkpoint.config, checkpoint.ledger.precision.kv)

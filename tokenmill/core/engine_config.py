@@ -47,7 +47,7 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         group = self.group_size
-        _check(group is None or (group >= 32 and group % 32 == 0), "group_size", group, "a multiple of 32")
+        _check(group is None or group in range(32, 257, 32), "group_size", group, "a multiple of 32 up to 256")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from tokenmill.core.model_config import ModelConfig
 GROUPS = (128, 64, 32)
 """Group sizes, the fastest first."""
 KV_POSITIONS = 16
-"""The fast kernels read blocks and heads in multiples of this."""
+"""Positions whose scores the fast kernels make together: block sizes and heads are multiples of it."""
 
 DEFAULT_WEIGHTS = "int8"
 """The fastest whose output stays within 0.01 nats of the checkpoint's own (docs/explanation/precision.md)."""

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenmill.core.errors import ConfigError
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.core.precision import GROUPS
 from tokenmill.kernels.cpu.kv import PagedKV
@@ -119,8 +118,7 @@ class CompiledModel:
         self.kv.poison(block_ids)
 
     def _run_head(self, tokens: list[int]) -> None:
-        if len(tokens) > self.buffers.max_outputs:
-            raise ConfigError(f"logits of {len(tokens)} tokens are wanted, {self.buffers.max_outputs} have room")
+        assert len(tokens) <= self.buffers.max_outputs, f"logits of {len(tokens)} tokens are wanted at once"
         self._inputs.set_outputs(self._step, tokens)
         if tokens:
             self.head.run(self.pool, self._step)

@@ -14,13 +14,11 @@ import numpy as np
 
 from tokenmill.core.errors import NotSupported
 from tokenmill.core.model_config import ModelConfig
+from tokenmill.core.precision import KV_POSITIONS
 from tokenmill.kernels.cpu.library import Library, Pool
 from tokenmill.kernels.cpu.memory import Buffer
 from tokenmill.kernels.cpu.program import Program
 from tokenmill.kernels.cpu.records import CopyBlocksArgs, KvCache, Step, WeightFormat
-
-POSITIONS = 16
-"""Positions whose scores are made together: block sizes are multiples of it."""
 
 NAN_BF16 = 0x7FC0
 
@@ -30,10 +28,10 @@ class PagedKV:
 
     def __init__(self, config: ModelConfig, num_blocks: int, block_size: int, format: WeightFormat) -> None:
         """``format``: ``BF16`` or ``INT8``. Raises ``NotSupported`` for shapes that the kernels do not read."""
-        if block_size % POSITIONS:
-            raise NotSupported(f"block_size {block_size}: the CPU kernels read blocks of multiples of {POSITIONS}")
-        if config.head_dim % POSITIONS:
-            raise NotSupported(f"head_dim {config.head_dim}: the CPU kernels read multiples of {POSITIONS}")
+        if block_size % KV_POSITIONS:
+            raise NotSupported(f"block_size {block_size}: the CPU kernels read blocks of multiples of {KV_POSITIONS}")
+        if config.head_dim % KV_POSITIONS:
+            raise NotSupported(f"head_dim {config.head_dim}: the CPU kernels read multiples of {KV_POSITIONS}")
         self.num_blocks, self.block_size, self.format = num_blocks, block_size, format
         self._heads, self._head_dim = config.num_kv_heads, config.head_dim
         positions = block_size * config.num_kv_heads
