@@ -57,7 +57,7 @@ class Loading:
         self._bar.update(self._task, completed=done, total=total)
 
     def note(self, text: str) -> None:
-        self._console.print(f"note: {text}", markup=False, highlight=False)
+        self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
