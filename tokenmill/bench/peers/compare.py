@@ -2,7 +2,8 @@
 
 The machine drifts (neighbours, clock, page cache), so engines alternate within each repetition of a task and only what
 was measured in one run is divided. A sample during which other processes used more than ``DISTURBED`` of the machine is
-left out of the median while quieter ones exist; a row with none is marked.
+left out of the median while quieter ones exist; a row with none is marked. Before each repetition the memory bandwidth is
+measured: on a shared machine it changes within minutes, and near the wall it bounds every engine and so every ratio.
 
 Weights are compared within classes: bf16, int8 (llama.cpp's Q8_0, W8A8, …), int4. From a batch of eight on the fastest
 quantised format of one engine may well be another's slowest, so there each side's best of int8 and int4 counts
@@ -52,6 +53,8 @@ class _Samples:
     other_cpu: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     total_s: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)
+    """GB/s, measured before each repetition."""
     peak_bytes: int | None = None
     reason: str | None = None
 
@@ -76,6 +79,7 @@ class _Samples:
             "samples": [round(value, 3) for value in self.rates],
             "other_cpu": [round(value, 3) for value in self.other_cpu],
             "disturbed": bool(self.rates) and not quiet,
+            "bandwidth_gigabytes_per_s": [round(value, 1) for value in self.bandwidth],
             "peak_bytes": self.peak_bytes,
             "reason": self.reason and _FOLDERS.sub("…/", self.reason),
         }
@@ -142,6 +146,8 @@ class Comparison:
     say: Say = lambda text: None
     keep: Callable[[dict[str, Any]], None] = lambda figures: None
     """Called with the figures after every task: a run takes long."""
+    bandwidth: Callable[[], float] | None = None
+    """Bytes per second that memory gives now; None where nothing can measure it."""
     rows: list[Row] = field(default_factory=list)
     runners: Runners = field(default_factory=lambda: Runners(TIMEOUT_S))
 
@@ -181,8 +187,10 @@ class Comparison:
         samples = {contender.name: _Samples() for contender in together}
         for repeat in range(min(self.repeats, task.max_repeats or self.repeats)):
             prompts = make_prompts(task.prompts, self.config["vocab_size"], f"{task.name} {repeat}")
+            now = self.bandwidth() / 1e9 if self.bandwidth else None
             for contender in together:
                 found = samples[contender.name]
+                found.bandwidth += [now] if now else []
                 found.reason = found.reason or self._why_not(contender)
                 if found.reason is None:
                     self._sample(task, contender, prompts, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +82,23 @@ def peers(
         failed=failed,
         say=note,
         keep=lambda figures: write_result(target, make_result("peers", figures)),
+        bandwidth=_bandwidth(threads),
     )
     finish("peers", comparison.run(), target, as_json, _print)
     return 0
+
+
+def _bandwidth(threads: int) -> Callable[[], float] | None:
+    """Measures bytes per second with our own kernels; its gigabyte is held during a measurement only."""
+    from tokenmill.bench.kernels import Reader
+    from tokenmill.kernels.cpu.build import NoCompiler
+    from tokenmill.kernels.cpu.library import load
+
+    try:
+        library = load()
+    except NoCompiler:
+        return None
+    return lambda: Reader(library, library.new_pool(threads)).bytes_per_s()
 
 
 def _check(option: str, names: Sequence[str], known: Iterable[str]) -> Sequence[str]:

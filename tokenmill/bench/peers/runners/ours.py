@@ -64,7 +64,8 @@ class Ours:
 def _weights(precision: str) -> dict[str, Any]:
     """The options that choose the class of the weights."""
     if "weights" in {field.name for field in fields(ModelSource)}:
-        return {"weights": precision}
+        # "int4" compares 4 bits throughout, as llama.cpp's pure Q4_0 is; our own default keeps 8 in the output layer
+        return {"weights": precision, "lm_head": precision}
     if precision == "bf16":
         return {"dtype": "bfloat16"}
     raise NotSupported(f"this version has no option `weights`: it cannot load {precision} weights")
