@@ -98,7 +98,6 @@ def test_ends_and_sizes() -> None:
     assert (config.bos_token_id, config.eos_token_ids) == (1, (7, 8))
     assert parse(eos_token_id=7).eos_token_ids == (7,)
     assert parse(eos_token_id=None).eos_token_ids == ()
-    assert config.kv_bytes_per_token(2) == 2 * 2 * 2 * 16 * 2
     assert ModelConfig.from_hf(LLAMA).parameter_counts()["lm_head"] == 512 * 64
     assert parse(tie_word_embeddings=True).parameter_counts()["lm_head"] == 0
 

@@ -1,4 +1,4 @@
-"""The memory ledger against the worked numbers of the field (``../shared/golden_numbers.md``, "Memory") and itself."""
+"""The memory ledger: it adds up, it fits, and what it names fits. (Worked numbers: ``costs/test_golden.py``.)"""
 
 from __future__ import annotations
 
@@ -14,16 +14,10 @@ from tokenmill.perf.memory import (
     DEFAULT_KV_BYTES,
     Ledger,
     format_bytes,
-    hidden_bytes,
-    kv_bytes,
-    largest_batch,
     plan_memory,
-    score_matrix_bytes,
-    weight_bytes,
 )
 
 GB = 1e9
-GIB = 2**30
 
 
 def model(**fields: object) -> ModelConfig:
@@ -40,14 +34,12 @@ def model(**fields: object) -> ModelConfig:
     return ModelConfig.from_hf(base | fields)
 
 
-def llama_70b(num_kv_heads: int) -> ModelConfig:
-    return model(
-        hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=num_kv_heads, head_dim=128
-    )
-
-
 SMALL = model(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
               intermediate_size=512, vocab_size=4096, max_position_embeddings=1024)  # fmt: skip
+
+
+def kv_bytes(config: ModelConfig, num_tokens: int, element_bytes: int) -> int:
+    return num_tokens * 2 * config.num_layers * config.num_kv_heads * config.head_dim * element_bytes
 
 
 def plan(
@@ -60,63 +52,6 @@ def plan(
 ) -> Ledger:
     """Of the reference kernels, unless ``missing`` is None."""
     return plan_memory(config, source, cache, scheduler, int(available), missing=missing)
-
-
-# ---- the worked numbers ----------------------------------------------------------------------------------
-
-
-def test_weights_by_precision_and_by_device() -> None:
-    assert [weight_bytes(70e9, size) / GB for size in (2, 1, 0.5)] == [140, 70, 35]
-    assert [weight_bytes(70e9, 2, num_shards=shards) / GB for shards in (2, 4, 8)] == [70, 35, 17.5]
-
-
-@pytest.mark.parametrize(
-    ("num_kv_heads", "num_tokens", "wanted_gb"),
-    [(8, 4096, 1.342), (64, 4096, 10.74), (8, 8192, 2.684), (8, 65536, 21.47), (8, 131072, 42.95), (1, 8192, 0.3355)],
-)
-def test_kv_per_sequence_of_a_70b_model(num_kv_heads: int, num_tokens: int, wanted_gb: float) -> None:
-    assert kv_bytes(llama_70b(num_kv_heads), num_tokens, 2) / GB == pytest.approx(wanted_gb, rel=5e-4)
-
-
-def test_one_block_of_sixteen_tokens() -> None:
-    assert kv_bytes(llama_70b(8), 16, 2) == pytest.approx(5.24e6, rel=1e-3)
-
-
-def test_kv_of_a_batch_without_grouping() -> None:
-    config = model(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40)
-    assert 32 * kv_bytes(config, 2048, 2) / GB == pytest.approx(53.7, abs=0.05)
-
-
-def test_kv_of_an_8b_model() -> None:
-    assert kv_bytes(model(), 4096, 2) / GIB == 0.5
-    assert kv_bytes(model(), 131072, 2) / GIB == 16
-
-
-def test_kv_of_96_layers_and_heads() -> None:
-    config = model(hidden_size=12288, num_hidden_layers=96, num_attention_heads=96, num_key_value_heads=96)
-    assert kv_bytes(config, 4096, 2) / GIB == 18
-    # "590 GB" circulates for 128K tokens; it is 576 GiB.
-    assert kv_bytes(config, 131072, 2) / GIB == 576
-    assert kv_bytes(config, 131072, 2) / GB == pytest.approx(618.5, abs=0.05)
-
-
-def test_largest_batch() -> None:
-    assert largest_batch(80 * GB, 14 * GB, 5 * GB) == 13
-    assert largest_batch(10 * GB, 14 * GB, 5 * GB) == 0
-
-
-def test_a_score_matrix_that_is_written_down() -> None:
-    assert score_matrix_bytes(2048, 2) == pytest.approx(8.39e6, rel=1e-3)
-    assert score_matrix_bytes(131072, 2) / GIB == 32
-
-
-def test_hidden_states_between_pipeline_stages() -> None:
-    assert hidden_bytes(llama_70b(8), 2048, 2) / 2**20 == 32
-    assert hidden_bytes(llama_70b(8), 1, 2) == 16384
-
-
-def test_grouping_makes_the_cache_smaller() -> None:
-    assert kv_bytes(model(num_key_value_heads=32), 1, 2) == 8 * kv_bytes(model(num_key_value_heads=4), 1, 2)
 
 
 # ---- the ledger ------------------------------------------------------------------------------------------

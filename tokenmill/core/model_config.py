@@ -166,10 +166,6 @@ class ModelConfig:
             "lm_head": 0 if self.tie_embeddings else self.vocab_size * hidden,
         }
 
-    def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
-        """KV cache of one token position over all layers, in bytes."""
-        return 2 * self.num_layers * self.kv_size * bytes_per_element
-
 
 # --- families ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ than ``max_seqs`` full contexts can use, no more than ``DEFAULT_KV_BYTES`` unles
 the context (the model's, as far as the pool holds it). If it does not fit, the refusal names the one option to
 change: each candidate is tried on the ledger, not guessed.
 
-Decimal units: 1 GB is 1e9 bytes. Formulas of time and FLOPs live in ``perf/costs``.
+Decimal units: 1 GB is 1e9 bytes. What any model on any device holds and computes is counted in ``perf/costs``; here is
+what this engine's own loaders, caches and kernels take.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tokenmill.core.engine_config import CacheConfig, ModelSource, SchedulerConf
 from tokenmill.core.errors import ConfigError, DoesNotFit
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.core.precision import BITS, Precision, resolve_precision
+from tokenmill.perf.shape import shape_of
 
 Group = Literal["weights", "kv", "workspace", "process"]
 
@@ -142,20 +144,10 @@ def plan_memory(
 # ---- formulas --------------------------------------------------------------------------------------------
 
 
-def weight_bytes(num_parameters: float, bytes_per_parameter: float, *, num_shards: int = 1) -> float:
-    """Bytes of weights on each of ``num_shards`` devices that split them evenly."""
-    return num_parameters * bytes_per_parameter / num_shards
-
-
-def kv_bytes(config: ModelConfig, num_tokens: int, element_bytes: int) -> int:
-    """Bytes of keys and values of ``num_tokens`` positions in all layers."""
-    return config.kv_bytes_per_token(element_bytes) * num_tokens
-
-
 def kv_position_bytes(config: ModelConfig, form: str) -> int:
     """Bytes of one position's keys and values in all layers; in int8 each head has a scale for either."""
     scales = 2 * config.num_layers * config.num_kv_heads * FLOAT_BYTES if form == "int8" else 0
-    return kv_bytes(config, 1, BITS[form] // 8) + scales
+    return shape_of(config).kv_elements_per_token * BITS[form] // 8 + scales
 
 
 def packed_bytes(out_size: int, in_size: int, form: str, group: int, *, num_pieces: int = 1) -> int:
@@ -166,16 +158,6 @@ def packed_bytes(out_size: int, in_size: int, form: str, group: int, *, num_piec
     share = PANEL // num_pieces
     outputs = -(-out_size // num_pieces // share) * PANEL
     return outputs * in_size * BITS[form] // 8 + (outputs * (in_size // group) * HALF_BYTES if group else 0)
-
-
-def largest_batch(device_bytes: float, weights_bytes: float, kv_bytes_per_sequence: float) -> int:
-    """Sequences whose KV fits beside the weights."""
-    return max(0, math.floor((device_bytes - weights_bytes) / kv_bytes_per_sequence))
-
-
-def score_matrix_bytes(num_tokens: int, element_bytes: int) -> int:
-    """The attention scores of one head, if they were ever written down: every position against every other."""
-    return num_tokens**2 * element_bytes
 
 
 def hidden_bytes(config: ModelConfig, num_tokens: int, element_bytes: int) -> int:

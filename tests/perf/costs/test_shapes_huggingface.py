@@ -1,4 +1,4 @@
-"""Parameter counts of every family that ``transformers`` has, against its own models (on the meta device: no memory)."""
+"""Parameter counts of every family against the models of ``transformers`` (on the meta device: they take no memory)."""
 
 from __future__ import annotations
 
