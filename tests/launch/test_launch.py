@@ -15,6 +15,7 @@ from tokenmill.kernels.reference import attention
 from tokenmill.launch import _cgroup_rooms, available_memory_bytes, build, inspect
 from tokenmill.perf import memory
 from tokenmill.runtime import worker
+from tokenmill.runtime.sampling import logprobs
 
 SMALL = {"model": "story-draft", "num_blocks": 256}
 PROMPTS = ("Once upon a time", "The fox was hungry. It", "x")
@@ -72,6 +73,7 @@ def test_weights_and_cache_take_what_the_ledger_foresaw(llm: LLM) -> None:
 def test_the_ledger_cuts_work_as_the_kernels_do() -> None:
     assert (memory.KEY_TILE, memory.QUERY_ROWS) == (attention.KEY_TILE, attention.QUERY_ROWS)
     assert (memory.MAX_PAIRS, memory.PROMPT_LOGITS_ROWS) == (attention._MAX_PAIRS, worker.PROMPT_LOGITS_ROWS)
+    assert memory.SAMPLED_AT_ONCE == logprobs.AT_ONCE
 
 
 def test_an_open_context_is_what_the_pool_holds() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.numeric.sampling_support import reference_distribution
 from tokenmill.core.errors import ConfigError
+from tokenmill.core.params import SamplingParams
 from tokenmill.kernels.cpu import build as building
 from tokenmill.kernels.cpu import isa as isas
 from tokenmill.kernels.cpu.library import Library, load
@@ -46,13 +48,20 @@ def run(library: Library, kernel: str, args: object, num_tokens: int, outputs: l
 
 
 def choose(
-    library: Library, logits: np.ndarray, temperatures: list[float], uniforms: list[float] | None = None
+    library: Library,
+    logits: np.ndarray,
+    temperatures: list[float],
+    uniforms: list[float] | None = None,
+    params: SamplingParams = SamplingParams(),  # noqa: B008
 ) -> list[int]:
     count, size = logits.shape
     arrays = (
         np.ascontiguousarray(logits),
         np.array(temperatures, np.float32),
         np.array(uniforms if uniforms is not None else [0.5] * count),
+        np.full(count, max(params.top_k, 0), np.int32),
+        np.full(count, params.top_p, np.float32),
+        np.full(count, params.min_p, np.float32),
         np.zeros(count, np.int32),
     )
     args = ChooseArgs(*(array.ctypes.data for array in arrays), size)
@@ -144,6 +153,48 @@ def test_draws_invert_the_cumulative_distribution(library: Library) -> None:
             assert before - 1e-5 <= uniforms[row] <= below[row, token] + 1e-5
         alone = [choose(library, logits[i : i + 1], [temperatures[i]], [uniforms[i]])[0] for i in range(0, 40, 7)]
         assert alone == found[::7]
+
+
+FILTERS = {
+    "top_k": SamplingParams(top_k=5),
+    "wide top_k": SamplingParams(top_k=200),
+    "top_p": SamplingParams(top_p=0.8),
+    "min_p": SamplingParams(min_p=0.05),
+    "cold": SamplingParams(temperature=0.6, top_k=20, top_p=0.95),
+    "all": SamplingParams(temperature=1.5, top_k=30, top_p=0.9, min_p=0.02),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("size", [10, 64, 700, 5000])
+def test_filtered_draws_follow_the_reference(library: Library, name: str, size: int) -> None:
+    """Against float64 from the likeliest down; alone and in company; ties by token id."""
+    params, count = FILTERS[name], 12
+    chance = np.random.default_rng(size)
+    logits = 3 * chance.standard_normal((count, size), np.float32)
+    logits[1, 4:8] = logits[1].max() + 1
+    logits[2, 3] = -np.inf
+    uniforms = chance.uniform(0, 1, count)
+    uniforms[:2] = 0.0, 1 - 1e-16
+    found = choose(library, logits, [params.temperature] * count, uniforms.tolist(), params)
+    for row, token in enumerate(found):
+        share = reference_distribution(logits[row].astype(np.float64), params)
+        order = sorted(range(size), key=lambda t, row=row: (-logits[row, t], t))
+        below = np.cumsum([share[t] for t in order])
+        place = order.index(token)
+        assert share[token] > 0
+        assert (below[place - 1] if place else 0.0) - 1e-5 <= uniforms[row] <= below[place] + 1e-5
+    alone = [choose(library, logits[i : i + 1], [params.temperature], [uniforms[i]], params)[0] for i in range(count)]
+    assert alone == found
+
+
+def test_a_choice_among_more_than_is_looked_at_is_left_to_the_host(library: Library) -> None:
+    logits = np.random.default_rng(0).uniform(0, 0.1, (2, 5000)).astype(np.float32)
+    for params in (SamplingParams(top_p=0.9), SamplingParams(min_p=0.01), SamplingParams(top_k=2000)):
+        assert choose(library, logits, [1.0] * 2, params=params) == [-1, -1]
+    assert min(choose(library, logits, [1.0] * 2, params=SamplingParams(top_k=1024))) >= 0
+    logits[0, 5] = np.nan
+    assert choose(library, logits, [1.0] * 2, params=SamplingParams(top_k=5))[0] == -1
 
 
 def test_several_threads_may_each_have_a_pool(library: Library) -> None:

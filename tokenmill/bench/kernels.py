@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.core.model_config import ModelConfig
+from tokenmill.kernels.cpu import ceilings
+from tokenmill.kernels.cpu.ceilings import Ceilings
 from tokenmill.kernels.cpu.kv import PagedKV
 from tokenmill.kernels.cpu.library import Library, Pool, load
-from tokenmill.kernels.cpu.memory import Buffer
 from tokenmill.kernels.cpu.packing import PackedMatrix
 from tokenmill.kernels.cpu.program import Program, make_step
 from tokenmill.kernels.cpu.records import (
@@ -37,7 +37,6 @@ from tokenmill.kernels.cpu.records import (
     ChooseArgs,
     Epilogue,
     LinearArgs,
-    ProbeArgs,
     Quantized,
     RmsNormArgs,
     RopeKvArgs,
@@ -50,7 +49,6 @@ COLD_BYTES = 300_000_000
 """Weights and caches in turn, together more than any cache holds."""
 PROBE_BYTES = 1_000_000_000
 PROBE_ROUNDS = 3_000_000
-ACCUMULATORS = 24  # of the probe's tile
 BLOCK_SIZE = 16
 GROUP = 128
 
@@ -58,20 +56,6 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
     "qwen3-0.6b": {"hidden": 1024, "inner": 3072, "heads": 16, "kv_heads": 8, "head_dim": 128, "vocab": 151_936},
     "llama-3.2-1b": {"hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "head_dim": 64, "vocab": 128_256},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What this machine can do with so many threads."""
-
-    bytes_per_s: float
-    bf16_per_s: float
-    int8_per_s: float
-
-    def floor_s(self, num_bytes: float, operations: float, *, integers: bool) -> tuple[float, str]:
-        """The least time, and what bounds it."""
-        memory, compute = num_bytes / self.bytes_per_s, operations / (self.int8_per_s if integers else self.bf16_per_s)
-        return (memory, "memory") if memory >= compute else (compute, "compute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +86,14 @@ def run(
     library = load()
     pool = library.new_pool(num_threads)
     progress("ceilings")
-    ceilings = measure_ceilings(library, pool, repeat)
+    found = measure_ceilings(library, pool, repeat)
     reader = Reader(library, pool)
     figures = []
     for case in _cases(SHAPES[shape], library, rows):
         progress(f"{case.kernel}, {case.size}")
         before = reader.bytes_per_s()
         seconds = _seconds(partial(case.program.run, pool, case.step), repeat) / case.num_calls
-        now = replace(ceilings, bytes_per_s=max(before, reader.bytes_per_s()))
+        now = replace(found, bytes_per_s=max(before, reader.bytes_per_s()))
         floor, bound = now.floor_s(case.num_bytes, case.operations, integers=case.integers)
         figures.append(
             {
@@ -128,56 +112,28 @@ def run(
         "isa": library.isa.name,
         "threads": num_threads,
         "ceilings": {
-            "gigabytes_per_s": ceilings.bytes_per_s / 1e9,
-            "bf16_gigaops_per_s": ceilings.bf16_per_s / 1e9,
-            "int8_gigaops_per_s": ceilings.int8_per_s / 1e9,
+            "gigabytes_per_s": found.bytes_per_s / 1e9,
+            "bf16_gigaops_per_s": found.bf16_per_s / 1e9,
+            "int8_gigaops_per_s": found.int8_per_s / 1e9,
         },
         "kernels": figures,
     }
 
 
-class Reader:
-    """How fast memory is read just now. Others may share it, so that it is twice as quick at one time as at another."""
+class Reader(ceilings.Reader):
+    """A reader of a gigabyte: no cache holds a share of it that matters."""
 
     def __init__(self, library: Library, pool: Pool) -> None:
-        self._data = Buffer.allocate(PROBE_BYTES)
-        self._data.array(np.uint8)[:] = 1
-        self._sink = np.zeros((pool.num_threads, 16), np.float32)
-        program = Program(library)
-        program.add("probe_read", ProbeArgs(self._data.address, PROBE_BYTES, 0, self._sink.ctypes.data))
-        self._run = partial(program.run, pool, Step())
-
-    def bytes_per_s(self, repeat: int = 3) -> float:
-        """The best of several readings."""
-        return PROBE_BYTES / min(_times(self._run, repeat))
+        super().__init__(library, pool, PROBE_BYTES)
 
 
 def measure_ceilings(library: Library, pool: Pool, repeat: int) -> Ceilings:
-    """The best of several runs each: a ceiling is what nobody disturbed."""
-    sink = np.zeros((pool.num_threads, 16), np.float32)
-
-    def best(kernel: str) -> float:
-        program = Program(library)
-        program.add(kernel, ProbeArgs(None, 0, PROBE_ROUNDS, sink.ctypes.data))
-        return min(_times(partial(program.run, pool, Step()), repeat))
-
-    rounds = PROBE_ROUNDS * ACCUMULATORS * 16 * pool.num_threads
-    bandwidth = Reader(library, pool).bytes_per_s(repeat)
-    return Ceilings(bandwidth, rounds * 2 * 2 / best("probe_bf16"), rounds * 4 * 2 / best("probe_int8"))
-
-
-def _times(call: Callable[[], None], repeat: int) -> list[float]:
-    call()
-    found = []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - began)
-    return found
+    """The best of several runs each, long enough for a benchmark."""
+    return ceilings.measure(library, pool, repeat, PROBE_BYTES, PROBE_ROUNDS)
 
 
 def _seconds(call: Callable[[], None], repeat: int) -> float:
-    return statistics.median(_times(call, repeat))
+    return statistics.median(ceilings.times(call, repeat))
 
 
 # ---- cases ------------------------------------------------------------------------------------------------
@@ -188,7 +144,7 @@ def _cases(shape: Mapping[str, int], library: Library, rows: Sequence[int]) -> I
     qkv = (shape["heads"] + 2 * shape["kv_heads"]) * head
     for form in WeightFormat:
         for name, width, out in (("qkv", hidden, qkv), ("gate-up", hidden, 2 * inner), ("down", inner, hidden)):
-            yield from _linear(library, name, form, width, out, rows)
+            yield from linear_cases(library, name, form, width, out, rows)
     for count, context in ((1, 1024), (8, 1024), (32, 1024), (1, 8192)):
         for form in (WeightFormat.BF16, WeightFormat.INT8):
             yield _attention(library, shape, form, [context - 1] * count, [1] * count, f"{count} × 1 of {context}")
@@ -200,9 +156,10 @@ def _cases(shape: Mapping[str, int], library: Library, rows: Sequence[int]) -> I
     yield _choose(library, shape["vocab"], 8)
 
 
-def _linear(
+def linear_cases(
     library: Library, name: str, form: WeightFormat, width: int, out: int, rows: Sequence[int]
 ) -> Iterator[Case]:
+    """A product by weights that come from memory, for each number of ``rows``."""
     group = 0 if form is WeightFormat.BF16 else GROUP
     first = PackedMatrix.allocate(form, out, width, group)
     copies = [first, *(PackedMatrix.allocate(form, out, width, group) for _ in range(COLD_BYTES // first.nbytes))]
@@ -330,7 +287,8 @@ def _choose(library: Library, vocab: int, count: int) -> Case:
     """Half of the rows greedy, half drawn."""
     logits, ids = np.zeros((count, vocab), np.float32), np.zeros(count, np.int32)
     temperatures, uniforms = np.arange(count, dtype=np.float32) % 2, np.full(count, 0.5)
-    held = (logits, temperatures, uniforms, ids)
+    filters = (np.zeros(count, np.int32), np.ones(count, np.float32), np.zeros(count, np.float32))
+    held = (logits, temperatures, uniforms, *filters, ids)
     program = Program(library)
     program.add("choose", ChooseArgs(*(array.ctypes.data for array in held), vocab))
     step, arrays = _plain_step(count)

@@ -140,7 +140,7 @@ def _decode(
         engine.add(Request(str(number), prompt, params, num_steps + 6))
     while any(seq.num_generated < 2 for seq in scheduler.running) or scheduler.num_waiting:
         engine.step()
-    walls, programs = [], (compiled.body, compiled.head, compiled.choice)
+    walls, programs = [], (compiled.program, compiled.choice)
     for program in programs:
         program.seconds = np.zeros(len(program.names))
     for _ in range(num_steps):

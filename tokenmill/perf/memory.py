@@ -37,9 +37,10 @@ KEY_TILE, QUERY_ROWS, MAX_PAIRS = 64, 12, 512
 """How the reference attention cuts its work (``kernels/reference/attention.py``; a test compares)."""
 PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits the worker holds at once."""
-LOGIT_BYTES = 48
-"""Per logit, while it is sampled: itself, scaled, its probability, sums in float64, order, sorted copies, and its
-log-probability."""
+SAMPLED_AT_ONCE = 2**20
+"""Logits that the sampler works on at once, in whole rows (``runtime/sampling/logprobs.py``; a test compares)."""
+SAMPLING_BYTES = 44
+"""Per logit being worked on: scaled, its probability, sums in float64, order, sorted copies, its log-probability."""
 
 DEFAULT_KV_BYTES = 4_000_000_000
 """The KV pool takes no more than this unless it is told to, or one full context needs it."""
@@ -369,12 +370,7 @@ def _buffers(config: ModelConfig, precision: Precision, scheduler: SchedulerConf
     )
     per_token = step_buffer_bytes(config)
     yield Item("workspace", "step buffers", tokens * per_token, f"{tokens} tokens × {per_token} B")
-    yield Item(
-        "workspace",
-        "logits and sampling",
-        rows * config.vocab_size * LOGIT_BYTES,
-        f"{rows} rows × {config.vocab_size} × {LOGIT_BYTES} B",
-    )
+    yield _logits(config, rows, "logits and sampling")
 
 
 def step_buffer_bytes(config: ModelConfig) -> int:
@@ -439,10 +435,11 @@ def _mlp(config: ModelConfig, size: int, tokens: int) -> Item:
     return Item("workspace", "widest moment: MLP", tokens * per_token, f"{tokens} tokens × {per_token} B")
 
 
-def _logits(config: ModelConfig, rows: int) -> Item:
-    num_bytes = rows * config.vocab_size * LOGIT_BYTES
-    formula = f"{rows} rows × {config.vocab_size} × {LOGIT_BYTES} B"
-    return Item("workspace", "widest moment: logits and sampling", num_bytes, formula)
+def _logits(config: ModelConfig, rows: int, name: str = "widest moment: logits and sampling") -> Item:
+    at_once = min(rows, max(1, SAMPLED_AT_ONCE // config.vocab_size))
+    num_bytes = (rows * FLOAT_BYTES + at_once * SAMPLING_BYTES) * config.vocab_size
+    formula = f"({rows} rows × {FLOAT_BYTES} B + {at_once} rows × {SAMPLING_BYTES} B) × {config.vocab_size}"
+    return Item("workspace", name, num_bytes, formula)
 
 
 def _attention_plan(config: ModelConfig, rows: int, tokens: int, context: int) -> Item:

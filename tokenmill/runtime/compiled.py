@@ -48,7 +48,7 @@ from tokenmill.models.decoder import Decoder, Layer
 from tokenmill.models.layers.norm import RMSNorm
 from tokenmill.models.quantization.base import LinearMethod, Unquantized
 from tokenmill.models.quantization.packed import Packed
-from tokenmill.runtime.step_model import DoubleArray, FloatArray
+from tokenmill.runtime.step_model import Draws
 from tokenmill.runtime.table import Row
 
 Ints = NDArray[np.int32]
@@ -73,10 +73,13 @@ class CompiledModel:
         self._inputs = _Inputs(max_tokens, kv.block_size)
         self._step = Step()
         self._outputs: list[int] = []
-        self.body = Program(pool.library)
-        self.head = Program(pool.library)
+        layout = Layout(decoder, kv, self.buffers)
+        self.program = Program(pool.library)
+        layout.write_layers(self.program)
+        self._head = len(self.program)
+        layout.write_head(self.program)
         self.choice = Program(pool.library)
-        Layout(decoder, kv, self.buffers).write(self.body, self.head, self.choice)
+        layout.write_choice(self.choice)
 
     @property
     def config(self) -> ModelConfig:
@@ -92,23 +95,20 @@ class CompiledModel:
 
     def forward(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
         self._step = self._inputs.step(rows)
-        self.body.run(self.pool, self._step)
-        self._outputs = list(outputs)
-        self._run_head(self._outputs)
+        self._set_outputs(outputs)
+        self.program.run(self.pool, self._step, end=None if self._outputs else self._head)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         if list(tokens) != self._outputs:
-            self._outputs = list(tokens)
-            self._run_head(self._outputs)
+            self._set_outputs(tokens)
+            self.program.run(self.pool, self._step, self._head)
         self._outputs = [-1]  # the caller may write to what it gets
         return torch.from_numpy(self.buffers.logits[: len(tokens)])
 
-    def choose(self, temperatures: FloatArray, uniforms: DoubleArray) -> Sequence[int]:
-        count = len(self._outputs)
-        self.buffers.temperatures[:count] = temperatures
-        self.buffers.uniforms[:count] = uniforms
+    def choose(self, draws: Draws | None) -> Sequence[int]:
+        self.buffers.set_draws(len(self._outputs), draws)
         self.choice.run(self.pool, self._step)
-        chosen: list[int] = self.buffers.chosen[:count].tolist()
+        chosen: list[int] = self.buffers.chosen[: len(self._outputs)].tolist()
         return chosen
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -117,11 +117,10 @@ class CompiledModel:
     def poison(self, block_ids: Iterable[int]) -> None:
         self.kv.poison(block_ids)
 
-    def _run_head(self, tokens: list[int]) -> None:
+    def _set_outputs(self, tokens: Sequence[int]) -> None:
         assert len(tokens) <= self.buffers.max_outputs, f"logits of {len(tokens)} tokens are wanted at once"
-        self._inputs.set_outputs(self._step, tokens)
-        if tokens:
-            self.head.run(self.pool, self._step)
+        self._outputs = list(tokens)
+        self._inputs.set_outputs(self._step, self._outputs)
 
 
 class StepBuffers:
@@ -145,9 +144,25 @@ class StepBuffers:
         )
         self._take(max_outputs * config.vocab_size * 4)
         self.logits = self._memory[-1].array(np.float32, (max_outputs, config.vocab_size))
-        self.temperatures = np.zeros(max_outputs, np.float32)
-        self.uniforms = np.zeros(max_outputs, np.float64)
+        self.draws = Draws(
+            np.zeros(max_outputs, np.float32),
+            np.zeros(max_outputs, np.float64),
+            np.zeros(max_outputs, np.int32),
+            np.ones(max_outputs, np.float32),
+            np.zeros(max_outputs, np.float32),
+        )
         self.chosen = np.zeros(max_outputs, np.int32)
+
+    def set_draws(self, count: int, draws: Draws | None) -> None:
+        mine = self.draws
+        if draws is None:
+            mine.temperatures[:count] = 0.0
+            return
+        mine.temperatures[:count] = draws.temperatures
+        mine.uniforms[:count] = draws.uniforms
+        mine.top_ks[:count] = draws.top_ks
+        mine.top_ps[:count] = draws.top_ps
+        mine.min_ps[:count] = draws.min_ps
 
     def _take(self, num_bytes: int) -> int:
         self._memory.append(Buffer.allocate(num_bytes))
@@ -159,24 +174,32 @@ class StepBuffers:
 
 
 class Layout:
-    """Writes a decoder's programs."""
+    """Writes a decoder as calls of kernels."""
 
     def __init__(self, decoder: Decoder, kv: PagedKV, buffers: StepBuffers) -> None:
         self.decoder, self.kv, self.buffers = decoder, kv, buffers
 
-    def write(self, body: Program, head: Program, choice: Program) -> None:
-        """``body``: token ids to ``x``; ``head``: ``x`` to logits; ``choice``: logits to tokens."""
-        self._embedding(body)
+    def write_layers(self, program: Program) -> None:
+        """Token ids to ``x``."""
+        self._embedding(program)
         for index, layer in enumerate(self.decoder.layers):
-            self._attention(body, layer, index)
-            self._mlp(body, layer)
+            self._attention(program, layer, index)
+            self._mlp(program, layer)
+
+    def write_head(self, program: Program) -> None:
+        """``x`` to logits."""
         output = _packed(self.decoder.lm_head.method)
-        self._norm(head, self.decoder.norm, output, Rows.OUTPUTS)
+        self._norm(program, self.decoder.norm, output, Rows.OUTPUTS)
         logits = self.buffers.logits.ctypes.data
-        self._linear(head, output, self.buffers.normed, logits, Epilogue.STORE, Rows.OUTPUTS)
-        arrays = (self.buffers.temperatures, self.buffers.uniforms, self.buffers.chosen)
+        self._linear(program, output, self.buffers.normed, logits, Epilogue.STORE, Rows.OUTPUTS)
+
+    def write_choice(self, program: Program) -> None:
+        """Logits to tokens."""
+        draws = self.buffers.draws
+        filters = (draws.top_ks, draws.top_ps, draws.min_ps)
+        arrays = (self.buffers.logits, draws.temperatures, draws.uniforms, *filters, self.buffers.chosen)
         addresses = (array.ctypes.data for array in arrays)
-        choice.add("choose", ChooseArgs(logits, *addresses, self.decoder.config.vocab_size))
+        program.add("choose", ChooseArgs(*addresses, self.decoder.config.vocab_size))
 
     def _embedding(self, program: Program) -> None:
         method, size = self.decoder.embedding.method, self.decoder.config.hidden_size

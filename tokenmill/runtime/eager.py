@@ -13,7 +13,7 @@ from tokenmill.kernels import ops
 from tokenmill.kernels.kv import KVTensors
 from tokenmill.models.decoder import Decoder
 from tokenmill.runtime.inputs import StepInputs
-from tokenmill.runtime.step_model import DoubleArray, FloatArray
+from tokenmill.runtime.step_model import Draws
 from tokenmill.runtime.table import Row
 
 
@@ -47,7 +47,7 @@ class EagerModel:
         assert self._hidden is not None, "no step was computed"
         return self.decoder.logits(self._hidden[list(tokens)]).cpu()  # tokens are chosen on the host
 
-    def choose(self, temperatures: FloatArray, uniforms: DoubleArray) -> None:
+    def choose(self, draws: Draws | None) -> None:
         return None
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:

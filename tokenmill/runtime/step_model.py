@@ -7,6 +7,7 @@ Two carry it out: ``EagerModel`` calls the decoder's layers one operation at a t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,23 @@ from tokenmill.runtime.table import Row
 
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How the token after each of S outputs is chosen; columns of S."""
+
+    temperatures: FloatArray
+    """0: the likeliest, the lowest id among equals; above 0: a draw; below 0: none is asked for."""
+    uniforms: DoubleArray
+    """In [0, 1): what a draw is made with."""
+    top_ks: IntArray
+    """0: not filtered so."""
+    top_ps: FloatArray
+    """1: not filtered so."""
+    min_ps: FloatArray
+    """0: not filtered so."""
 
 
 class StepModel(Protocol):
@@ -44,15 +62,15 @@ class StepModel(Protocol):
         caller may write to it."""
         ...
 
-    def choose(self, temperatures: FloatArray, uniforms: DoubleArray) -> Sequence[int] | None:
+    def choose(self, draws: Draws | None) -> Sequence[int] | None:
         """The next token after each of ``outputs``; None where that has to be done from ``logits``.
 
         Args:
-            temperatures: ``[S]`` 0: the likeliest, the lowest id among equals; above 0: a draw; below 0: none.
-            uniforms: ``[S]`` in [0, 1), what a draw is made with.
+            draws: None: the likeliest of each.
 
         Returns:
-            S token ids; -1 where none was asked for, or where the logits are not finite.
+            S token ids; -1 where none was asked for, where the logits are not finite, or where the filters leave more
+            tokens than are looked at here.
         """
         ...
 

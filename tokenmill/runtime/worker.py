@@ -29,7 +29,7 @@ from tokenmill.runtime.sampling.logprobs import describe
 from tokenmill.runtime.sampling.sampler import NOT_FINITE
 from tokenmill.runtime.sampling.stages import GREEDY_BELOW
 from tokenmill.runtime.sampling.uniform import uniform
-from tokenmill.runtime.step_model import StepModel
+from tokenmill.runtime.step_model import Draws, StepModel
 from tokenmill.runtime.table import Row, SequenceTable
 
 PROMPT_LOGITS_ROWS = 64
@@ -67,6 +67,7 @@ class Worker:
         self._poison = poison
         self._table = SequenceTable(model.config.vocab_size)
         self._sampler = Sampler()
+        self._sampling_s = 0.0  # of the step being run
         if poison:
             model.poison(range(model.num_blocks))
 
@@ -85,10 +86,10 @@ class Worker:
         if self._poison:
             self.model.poison((0,))
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Carry out a plan. Raises ``NotSupported`` for drafts; anything else that raises is a bug or the machine's."""
         began_s = time.perf_counter()
+        self._sampling_s = 0.0
         if plan.drafts:
             raise NotSupported("drafts are not verified yet; plan without them")
         self._table.update(plan)
@@ -108,6 +109,7 @@ class Worker:
             outcome.prompt_logprobs,
             outcome.errors,
             seconds=time.perf_counter() - began_s,
+            sampling_seconds=self._sampling_s,
         )
 
     def _compute(self, rows: list[Row], outcome: _Outcome) -> None:
@@ -123,15 +125,12 @@ class Worker:
             self._sample([ends[i] - 1 for i in sampling], [rows[i] for i in sampling], outcome)
 
     def _take_plain(self, rows: list[Row], sampling: list[int], outcome: _Outcome) -> list[int]:
-        """Let the model choose for rows that want no more than a token; returns those left to the sampler."""
+        """Let the model choose where a token is all that is wanted; returns the rows left to the sampler."""
         if not any(rows[i].entry.sampling.is_plain for i in sampling):
             return sampling
-        sequences = [rows[i].entry.sampling for i in sampling]
-        temperatures = [_temperature(seq) for seq in sequences]
-        drawn = any(temperature > 0 for temperature in temperatures)
-        positions = [len(seq.token_ids) for seq in sequences]
-        uniforms = uniform([seq.seed for seq in sequences], positions) if drawn else np.zeros(len(sampling))
-        chosen = self.model.choose(np.array(temperatures, np.float32), uniforms)
+        began_s = time.perf_counter()
+        chosen = self.model.choose(_draws([rows[i].entry.sampling for i in sampling]))
+        self._sampling_s += time.perf_counter() - began_s
         if chosen is None:
             return sampling
         left = []
@@ -145,9 +144,13 @@ class Worker:
             outcome.token_ids.append((token_id,))
         return left
 
+    @torch.inference_mode()
     def _sample(self, tokens: list[int], rows: list[Row], outcome: _Outcome) -> None:
         """Draw a token for each row; ``tokens``: the step's tokens that they follow."""
-        samples = self._sampler.sample(self.model.logits(tokens), [row.entry.sampling for row in rows])
+        logits = self.model.logits(tokens)
+        began_s = time.perf_counter()
+        samples = self._sampler.sample(logits, [row.entry.sampling for row in rows])
+        self._sampling_s += time.perf_counter() - began_s
         for row, sample in zip(rows, samples, strict=True):
             if sample.token_id is None:
                 outcome.fail(row, sample.error or "no token")
@@ -158,6 +161,7 @@ class Worker:
             if sample.logprobs is not None:
                 outcome.logprobs[row.seq_id] = (sample.logprobs,)
 
+    @torch.inference_mode()
     def _describe_prompt(self, offset: int, row: Row, outcome: _Outcome) -> None:
         """Log-probabilities of prompt tokens: the step's token at position ``p`` is about the one at ``p + 1``."""
         sampling = row.entry.sampling
@@ -176,8 +180,23 @@ class Worker:
             outcome.prompt_logprobs[row.seq_id] = (first, tuple(entries))
 
 
+def _draws(sequences: list[SampledSequence]) -> Draws | None:
+    """What ``StepModel.choose`` is asked for; None: nothing but the likeliest."""
+    temperatures = [_temperature(seq) for seq in sequences]
+    if not any(temperatures):
+        return None
+    params = [seq.params for seq in sequences]
+    return Draws(
+        np.array(temperatures, np.float32),
+        uniform([seq.seed for seq in sequences], [len(seq.token_ids) for seq in sequences]),
+        np.array([max(wish.top_k, 0) for wish in params], np.int32),
+        np.array([wish.top_p for wish in params], np.float32),
+        np.array([wish.min_p for wish in params], np.float32),
+    )
+
+
 def _temperature(seq: SampledSequence) -> float:
-    """As ``StepModel.choose`` takes it."""
+    """As ``Draws`` has it."""
     if not seq.is_plain:
         return -1.0
     return seq.params.temperature if seq.params.temperature >= GREEDY_BELOW else 0.0

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tokenmill.kernels.cpu.library import Library, Pool
 from tokenmill.kernels.cpu.records import Args, Call, Step
 
+CALL_BYTES = ctypes.sizeof(Call)
+
 
 class Program:
     """Kernel calls in order. Whoever adds one keeps the buffers alive that its arguments point to."""
@@ -33,15 +35,20 @@ class Program:
         self._args.append(args)
         self._calls = None
 
-    def run(self, pool: Pool, step: Step) -> None:
-        """Carry out the step."""
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def run(self, pool: Pool, step: Step, begin: int = 0, end: int | None = None) -> None:
+        """Carry out the step: its calls ``begin`` to ``end``, all if not said."""
         calls = self._calls
         if calls is None:
             addresses = [self.library.kernel(name) for name in self.names]
             records = [Call(k, ctypes.addressof(a)) for k, a in zip(addresses, self._args, strict=True)]
             calls = self._calls = (Call * len(records))(*records)
-        timing = None if self.seconds is None else self.seconds.ctypes.data
-        self.library.run(pool.handle, ctypes.addressof(calls), len(calls), ctypes.addressof(step), timing)
+        timing = None if self.seconds is None else self.seconds[begin:].ctypes.data
+        first = ctypes.addressof(calls) + begin * CALL_BYTES
+        count = (len(calls) if end is None else end) - begin
+        self.library.run(pool.handle, first, count, ctypes.addressof(step), timing)
 
 
 def make_step(

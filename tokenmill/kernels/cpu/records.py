@@ -143,6 +143,9 @@ class ChooseArgs(ctypes.Structure):
         ("logits", c_void_p),
         ("temperatures", c_void_p),
         ("uniforms", c_void_p),
+        ("top_ks", c_void_p),
+        ("top_ps", c_void_p),
+        ("min_ps", c_void_p),
         ("ids", c_void_p),
         ("size", c_int64),
     ]

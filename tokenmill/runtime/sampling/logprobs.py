@@ -16,6 +16,8 @@ from tokenmill.core.step import TokenLogprobs
 from tokenmill.runtime.sampling.filters import likeliest
 
 LOGPROB_FLOOR = -9999.0
+AT_ONCE = 2**20
+"""Logits worked on at once: with large vocabularies a few rows after the other, in memory that stays warm."""
 
 
 def describe(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs]:
@@ -26,6 +28,15 @@ def describe(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -
         token_ids: the token to report, one a row.
         num_top: how many of the likeliest to report, one number a row.
     """
+    num_rows = max(1, AT_ONCE // logits.shape[1])
+    entries: list[TokenLogprobs] = []
+    for begin in range(0, len(logits), num_rows):
+        part = slice(begin, begin + num_rows)
+        entries += _describe(logits[part], token_ids[part], num_top[part])
+    return entries
+
+
+def _describe(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs]:
     logprobs = logits.log_softmax(1).clamp_(min=LOGPROB_FLOOR)
     chosen = torch.tensor(token_ids, dtype=torch.int64)[:, None]
     own: list[float] = logprobs.gather(1, chosen)[:, 0].tolist()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.runtime.sampling.filters import draw, draw_filtered, is_filtered
-from tokenmill.runtime.sampling.logprobs import describe
+from tokenmill.runtime.sampling.logprobs import AT_ONCE, describe
 from tokenmill.runtime.sampling.stages import GREEDY_BELOW, STAGES, SampledSequence, Stage
 from tokenmill.runtime.sampling.uniform import uniform
 
@@ -37,10 +37,6 @@ class Sample(NamedTuple):
     token_id: int | None
     logprobs: TokenLogprobs | None = None
     error: str | None = None
-
-
-AT_ONCE = 2**20
-"""Logits worked on at once: with large vocabularies a few rows after the other, in memory that stays warm."""
 
 
 class Sampler:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.params import SamplingParams
-from tokenmill.runtime.sampling.filters import is_filtered
+from tokenmill.runtime.sampling.filters import Typical
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are 0: the limit, without the overflow."""
@@ -44,14 +44,15 @@ class SampledSequence:
     stages: tuple[Stage, ...] = field(init=False)
     """The stages that this sequence asks for, in order."""
     is_plain: bool = field(init=False)
-    """The likeliest token or a draw from the whole softmax is all that is wanted: nobody needs to see the logits."""
+    """The likeliest token, or a draw after temperature, top-k, top-p and min-p, is all that is wanted: nobody needs to
+    see the logits."""
 
     def __post_init__(self) -> None:
         prepared = (stage.prepare(self) for stage in STAGES)
         self.stages = tuple(stage for stage in prepared if stage is not None)
         reported = self.params.logprobs is not None or self.params.prompt_logprobs is not None
         greedy = self.params.temperature < GREEDY_BELOW
-        self.is_plain = not (self.stages or reported) and (greedy or not is_filtered(self.params))
+        self.is_plain = not (self.stages or reported) and (greedy or not Typical.wanted(self.params))
 
 
 class Stage(ABC):

@@ -151,6 +151,9 @@ struct ChooseArgs {
     const float* logits;        // [S, size]
     const float* temperatures;  // [S] 0: the likeliest; below 0: none is asked for
     const double* uniforms;     // [S] in [0, 1)
+    const int32_t* top_ks;      // [S] 0: not filtered so
+    const float* top_ps;        // [S] 1: not filtered so
+    const float* min_ps;        // [S] 0: not filtered so
     int32_t* ids;               // [S]
     int64_t size;
 };
