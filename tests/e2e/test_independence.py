@@ -73,6 +73,7 @@ PRECISIONS = {
     "bf16": Precision("fast", "bf16", "bf16", "bf16"),
     "int8": Precision("fast", "int8", "int8", "bf16"),
     "int4": Precision("fast", "int4", "int8", "bf16", group_size=32),
+    "w4a16": Precision("fast", "int4", "int8", "bf16", group_size=32, weight_only=True),
     "int8-kv8": Precision("fast", "int8", "bf16", "int8"),
 }
 

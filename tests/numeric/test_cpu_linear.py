@@ -36,9 +36,12 @@ def packed(format: WeightFormat, group: int, out_size: int, *, gated: bool = Fal
 class Linear:
     """A layer with one input; ``kernel`` and ``exact`` compute it for some of its rows."""
 
-    def __init__(self, matrix: PackedMatrix, x: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, matrix: PackedMatrix, x: Tensor, bias: Tensor | None = None, *, weight_only: bool = False
+    ) -> None:
         self.matrix, self.x = matrix, x.bfloat16().contiguous()
-        self.quantized = QuantizedRows(x, matrix.group) if matrix.group else None
+        self.quantized = QuantizedRows(x, matrix.group) if matrix.group and not weight_only else None
+        self.name = {INT8: "w8a16", INT4: "w4a16"}[matrix.format] if weight_only else matrix.format.name.lower()
         self.bias = None
         if bias is not None:
             self.bias = torch.zeros(matrix.padded_out_size)
@@ -65,7 +68,7 @@ class Linear:
             args.quantized = self.quantized.record(begin)
         if self.bias is not None:
             args.bias = self.bias.data_ptr()
-        run(pool(isa, num_threads), f"linear_{self.matrix.format.name.lower()}", args, token_ids=end - begin)
+        run(pool(isa, num_threads), f"linear_{self.name}", args, token_ids=end - begin)
         return out
 
     def exact(self) -> Tensor:
@@ -80,6 +83,21 @@ class Linear:
 def test_result(isa: str, format: WeightFormat, group: int, out_size: int, num_rows: int) -> None:
     layer = Linear(packed(format, group, out_size), random(num_rows, width_of(group), seed=1), random(out_size, seed=2))
     torch.testing.assert_close(layer.kernel(isa).double(), layer.exact(), rtol=1e-5, atol=1e-5)
+
+
+@each_isa
+@pytest.mark.parametrize(("format", "group"), FORMATS[1:])
+def test_weight_only_is_the_bf16_layer_with_these_weights(isa: str, format: WeightFormat, group: int) -> None:
+    """Bit for bit, in any company and on any threads."""
+    matrix, x, bias = packed(format, group, 136), random(150, width_of(group), seed=1), random(136, seed=2)
+    layer = Linear(matrix, x, bias, weight_only=True)
+    unpacked = PackedMatrix.allocate(BF16, 136, width_of(group))
+    unpacked.write_rows(0, matrix.dequantize())
+    wanted = Linear(unpacked, x, bias).kernel(isa)
+    torch.testing.assert_close(layer.kernel(isa), wanted, rtol=0, atol=0)
+    for begin, count, num_threads in ((0, 1, 1), (7, 6, 2), (3, 7, 3), (20, 97, 2)):
+        found = layer.kernel(isa, begin, begin + count, num_threads=num_threads)
+        assert torch.equal(found, wanted[begin : begin + count])
 
 
 @each_isa

@@ -24,6 +24,7 @@ def test_left_open_it_is_the_fastest_within_the_bound() -> None:
     assert resolved() == Precision("fast", "int8", "int8", "bf16")
     assert resolved(weights="bf16") == Precision("fast", "bf16", "bf16", "bf16")
     assert resolved(weights="int4") == Precision("fast", "int4", "int8", "bf16")
+    assert resolved(weight_only=True) == Precision("fast", "int8", "int8", "bf16", weight_only=True)
     assert resolved(weights="int4", lm_head="int4", kv="int8") == Precision("fast", "int4", "int4", "int8")
 
 
@@ -64,6 +65,8 @@ def test_widths_that_no_group_divides() -> None:
         ("weights int8", {"weights": "int8", "kernels": "reference"}, "auto"),
         ("kv int8", {"dtype": "float32"}, "int8"),
         ("dtype float32", {"dtype": "float32", "kernels": "fast"}, "auto"),
+        ("weight_only", {"weight_only": True, "kernels": "reference"}, "auto"),
+        ("weight_only", {"weight_only": True, "weights": "bf16"}, "auto"),
     ],
 )
 def test_contradictions_are_refused(field: str, source: dict[str, Any], kv: str) -> None:

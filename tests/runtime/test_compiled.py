@@ -36,6 +36,8 @@ FORMS = {
     "bf16": Precision("fast", "bf16", "bf16", "bf16"),
     "int8": Precision("fast", "int8", "int8", "bf16"),
     "int4": Precision("fast", "int4", "int4", "bf16", group_size=32),
+    "w8a16": Precision("fast", "int8", "int8", "bf16", weight_only=True),
+    "w4a16": Precision("fast", "int4", "int4", "bf16", group_size=32, weight_only=True),
 }
 TOKENS = [(7 * i * i + 3) % 300 for i in range(50)]
 

@@ -15,7 +15,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "int8, groups of 32": {"weights": "int8", "group_size": 32},
     "int8, KV int8": {"weights": "int8", "kv": "int8"},
     "int8, output bf16": {"weights": "int8", "lm_head": "bf16"},
+    "int8, weight-only": {"weights": "int8", "weight_only": True},
     "int4": {"weights": "int4"},
+    "int4, weight-only": {"weights": "int4", "weight_only": True},
     "int4, groups of 32": {"weights": "int4", "group_size": 32},
 }
 

@@ -26,6 +26,7 @@ ENGINE_HELP: Mapping[str, str] = {
     "weights": "How the fast kernels hold weights, quantised on loading; auto: int8.",
     "lm_head": "The same for the output matrix; auto: bf16 beside bf16 weights, else int8.",
     "group_size": "Inputs that share a scale in quantised weights; if not given, 128, 64 or 32, what divides.",
+    "weight_only": "Multiply quantised weights with activations in bf16: closer to the checkpoint, and slower.",
     "keep_packed": "Keep packed weights in a file beside the checkpoint, for the next start.",
     "dtype": "Precision of the reference kernels; given, it chooses them; auto: float32.",
     "served_name": "The id that clients use; the model's own name if not given.",
@@ -46,6 +47,7 @@ ENGINE_HELP: Mapping[str, str] = {
     "tenant_weights": "Fair share: NAME=WEIGHT, may be repeated.",
     "depth": "Steps in flight: 2 plans one step ahead.",
     "journal": "Write every plan and result to this file (tokenmill replay reads it).",
+    "ceilings": "What MFU and MBU are shares of: measure (at the start), none, a device, or a probe's file.",
 }
 
 SAMPLING_HELP: Mapping[str, str] = {

@@ -34,6 +34,8 @@ class ModelSource:
     """The same for the output matrix; auto: bf16 beside bf16 weights, else int8."""
     group_size: int | None = None
     """Inputs that share a scale in quantised weights; None: 128, 64 or 32, the first that divides a matrix's width."""
+    weight_only: bool = False
+    """Multiply quantised weights with activations in bf16: closer to the checkpoint, and slower."""
     keep_packed: bool = True
     """Keep packed weights in a file beside the checkpoint, for the next start."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -106,6 +108,9 @@ class EngineConfig:
     """Steps in flight: 1 plans each step after the last one's result; 2 plans one ahead."""
     journal: str | None = None
     """Write every plan and result to this file (``tokenmill replay`` reads it)."""
+    ceilings: str = "measure"
+    """What a server's MFU and MBU are shares of. ``measure``: of what this machine is seen to do at the start;
+    ``none``: they are not told; else a device's name, or the file that ``tokenmill probe`` wrote."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.depth <= 8, "depth", self.depth, "between 1 and 8")
@@ -117,7 +122,8 @@ class EngineConfig:
         Raises:
             ConfigError: an unknown name (the near one is suggested) or a value out of range.
         """
-        homes = {f.name: piece for piece in _PIECES for f in fields(piece)} | {"depth": cls, "journal": cls}
+        homes = {f.name: piece for piece in _PIECES for f in fields(piece)}
+        homes |= dict.fromkeys(("depth", "journal", "ceilings"), cls)
         pieces: dict[type, dict[str, Any]] = {}
         for name, value in options.items():
             if name not in homes:

@@ -39,6 +39,8 @@ class Precision:
     kv: str
     group_size: int | None = None
     """Inputs that share a scale; None: per matrix, the largest of ``GROUPS`` that divides its width."""
+    weight_only: bool = False
+    """What quantised matrices are multiplied with stays in bf16; else it is rounded to 8 bits too, and quicker."""
     note: str = field(default="", compare=False)
     """Why it is not what it would be elsewhere; empty if it is."""
 
@@ -46,7 +48,8 @@ class Precision:
         if self.kernels == "reference":
             return f"{self.weights} (reference kernels)"
         head = "" if self.lm_head == self.weights else f", output matrix {self.lm_head}"
-        return f"{self.weights} weights{head}, {self.kv} KV"
+        beside = ", bf16 activations" if self.weight_only else ""
+        return f"{self.weights} weights{head}{beside}, {self.kv} KV"
 
     def group_of(self, weights: str, width: int) -> int:
         """The group of a matrix with ``width`` inputs; 0 where it is not quantised."""
@@ -69,7 +72,8 @@ def resolve_precision(
         ConfigError: what was asked for contradicts itself, the model or the machine.
     """
     wishes = {"weights": source.weights, "lm_head": source.lm_head, "kv": cache.kv, "group_size": source.group_size}
-    asked = {name: value for name, value in wishes.items() if value not in ("auto", None)}
+    asked: dict[str, object] = {name: value for name, value in wishes.items() if value not in ("auto", None)}
+    asked |= {"weight_only": True} if source.weight_only else {}
     if source.kernels == "reference" or (source.kernels == "auto" and source.dtype != "auto"):
         if asked:
             name, value = next(iter(asked.items()))
@@ -79,10 +83,12 @@ def resolve_precision(
     if source.dtype != "auto":
         raise ConfigError(f"dtype {source.dtype} is of the reference kernels, but kernels is fast: leave out dtype")
     weights, lm_head = _weights(config, source)
+    if source.weight_only and "bf16" == weights == lm_head:
+        raise ConfigError("weight_only is about quantised weights, and these are bf16: ask for weights int8 or int4")
     obstacle = missing or _obstacle(config, source, cache, weights, lm_head)
     if obstacle is None:
         kv = "bf16" if cache.kv == "auto" else cache.kv
-        return Precision("fast", weights, lm_head, kv, source.group_size)
+        return Precision("fast", weights, lm_head, kv, source.group_size, source.weight_only)
     if asked or source.kernels == "fast":
         raise ConfigError(obstacle)
     return _reference(source, f"reference kernels, which are much slower: {obstacle}")

@@ -97,6 +97,7 @@ class Ledger:
                 "lm_head": self.precision.lm_head,
                 "kv": self.precision.kv,
                 "group_size": self.precision.group_size,
+                "weight_only": self.precision.weight_only,
             },
             "block_size": self.block_size,
             "num_blocks": self.num_blocks,

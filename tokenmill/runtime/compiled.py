@@ -255,7 +255,7 @@ class Layout:
                 buffers.normed,
                 buffers.quantized,
                 size,
-                reader.group,
+                reader.input_group,
                 norm.eps,
                 rows,
             ),
@@ -263,14 +263,14 @@ class Layout:
 
     def _quantize(self, program: Program, reader: Packed, x: int) -> None:
         """Nothing where ``reader`` reads bf16."""
-        if reader.group:
-            program.add("quantize", QuantizeArgs(x, self.buffers.quantized, reader.in_size, reader.group))
+        if reader.input_group:
+            program.add("quantize", QuantizeArgs(x, self.buffers.quantized, reader.in_size, reader.input_group))
 
     def _linear(
         self, program: Program, method: Packed, x: int, out: int, epilogue: Epilogue, rows: Rows = Rows.TOKENS
     ) -> None:
         args = LinearArgs(method.record(), method.bias_address, x, self.buffers.quantized, out, epilogue, rows)
-        program.add(f"linear_{method.format.name.lower()}", args)
+        program.add(method.kernel, args)
 
 
 def _packed(method: LinearMethod) -> Packed:

@@ -19,6 +19,8 @@ from tokenmill.kernels.cpu.program import Program
 from tokenmill.kernels.cpu.records import ProbeArgs, Step
 
 ACCUMULATORS = 24  # of the probe's tile
+CALLS = 500
+"""Of a program of empty kernels."""
 QUICK_BYTES, QUICK_ROUNDS = 256_000_000, 500_000
 """For a server's start. Less would be read from caches."""
 
@@ -30,6 +32,8 @@ class Ceilings:
     bytes_per_s: float
     bf16_per_s: float
     int8_per_s: float
+    call_s: float = 0.0
+    """A kernel that does nothing, within a program: what its start and its barrier take."""
 
     def floor_s(self, num_bytes: float, operations: float, *, integers: bool) -> tuple[float, str]:
         """The least time, and what bounds it."""
@@ -67,7 +71,11 @@ def measure(
 
     rounds = num_rounds * ACCUMULATORS * 16 * pool.num_threads
     bandwidth = Reader(library, pool, num_bytes).bytes_per_s(repeat)
-    return Ceilings(bandwidth, rounds * 2 * 2 / best("probe_bf16"), rounds * 4 * 2 / best("probe_int8"))
+    empty = Program(library)
+    for _ in range(CALLS):
+        empty.add("probe_read", ProbeArgs(None, 0, 0, sink.ctypes.data))
+    call_s = min(times(partial(empty.run, pool, Step()), repeat)) / CALLS
+    return Ceilings(bandwidth, rounds * 2 * 2 / best("probe_bf16"), rounds * 4 * 2 / best("probe_int8"), call_s)
 
 
 def times(call: Callable[[], None], repeat: int) -> list[float]:

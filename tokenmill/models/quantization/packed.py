@@ -44,6 +44,8 @@ class Packed:
     ) -> None:
         self.in_size = in_size
         self.group = self._precision.group_of(self._form, in_size)
+        self.input_group = 0 if self._precision.weight_only else self.group
+        """Inputs that come with a scale; 0: they come in bf16."""
         self._piece_sizes = tuple(piece_sizes)
         self._offsets = tuple(accumulate(piece_sizes, initial=0))
         out_size = self._offsets[-1]
@@ -73,6 +75,13 @@ class Packed:
     def record(self) -> Weight:
         """The matrix as the kernels take it."""
         return self.matrix.record()
+
+    @property
+    def kernel(self) -> str:
+        """Its name in the library."""
+        if self.group and not self.input_group:
+            return {WeightFormat.INT8: "linear_w8a16", WeightFormat.INT4: "linear_w4a16"}[self.format]
+        return f"linear_{self.format.name.lower()}"
 
     @property
     def bias_address(self) -> int | None:

@@ -294,6 +294,7 @@ constexpr int kNative = 4;
 
 typedef float f32xn __attribute__((vector_size(4 * kNative)));
 typedef int32_t i32xn __attribute__((vector_size(4 * kNative)));
+typedef uint32_t u32xn __attribute__((vector_size(4 * kNative)));
 
 INLINE i32xn splat_bytes_native(const void* four) {
     int32_t x;
@@ -304,7 +305,6 @@ INLINE i32xn splat_bytes_native(const void* four) {
 #if defined(__AVX512F__)
 INLINE f32xn load_f16_native(const f16* from) { return load_f16(from); }
 #else
-typedef uint32_t u32xn __attribute__((vector_size(4 * kNative)));
 typedef uint16_t u16xn __attribute__((vector_size(2 * kNative)));
 
 INLINE f32xn load_f16_native(const f16* from) {
