@@ -50,7 +50,7 @@ OUTSIDE: dict[str, set[str]] = {
     "server": {"starlette", "uvicorn", "pydantic", "typing_extensions", "prometheus_client"},
     "launch": {"torch", "tokenizers", "safetensors", "huggingface_hub", "uvicorn", "rich"},
     "llm": {"rich"},
-    "bench": {"torch", "numpy", "httpx", "rich"},
+    "bench": {"torch", "numpy", "httpx", "rich", "matplotlib"},
     "cli": {"typer", "click", "rich", "uvicorn"},
 }
 

@@ -14,6 +14,7 @@ from tokenmill.cli.app import COMMANDS
 from tokenmill.cli.app import tokenmill as command_line
 from tokenmill.core.engine_config import CacheConfig, EngineConfig, ModelSource, SchedulerConfig
 from tokenmill.core.params import FIELD_NAMES
+from tokenmill.engine.telemetry import ERROR_BOUNDS, LiveFigures, Observation, StepAccount
 from tokenmill.server.app import ENDPOINTS
 from tokenmill.server.metrics import ServerMetrics
 from tokenmill.server.protocol.chat import ChatRequest
@@ -104,6 +105,10 @@ class Service:
 
     def stats(self) -> dict[str, float]:
         return _Ones()
+
+    def observation(self) -> Observation:
+        live, counts = LiveFigures(0.5, 0.5, "compute"), (0,) * (len(ERROR_BOUNDS) + 1)
+        return Observation({}, StepAccount(), live, 0.0, 0.0, counts)
 
 
 class _Ones(dict[str, float]):

@@ -63,16 +63,24 @@ def test_a_load_on_a_real_server_leaves_no_block_in_use(capsys: Capsys, server_u
         "--output-tokens", "2-20", "--rate", "20", "--slo", "e2e=1000", "--output", kept, "--json",
     )  # fmt: skip
     report = json.loads(done.out)
-    found = report["results"]
     assert done.code == 0
-    assert (found["completed"], found["failed"], found["short_answers"]) == (12, 0, 0)
-    assert found["goodput_per_s"] == pytest.approx(found["requests_per_s"])
-    assert set(found["ttft_s"]) == {"mean", "p50", "p90", "p95", "p99", "max"}
+    counts = report["requests"]
+    assert (counts["completed"], counts["failed"], counts["truncated"]) == (12, 0, 0)
+    assert report["goodput"]["requests_per_s"] == pytest.approx(report["throughput"]["requests_per_s"])
+    assert set(report["latency"]["ttft_s"]) == {"mean", "p50", "p90", "p95", "p99", "max"}
+    assert report["counted_by"] == {"usage": 12}
     assert report["blocks_in_use"] == 0.0
     assert json.loads(kept.read_text()) == report
 
-    text = call(capsys, "bench", "serve", "--url", server_url, "--num-requests", 2, "--output-tokens", "2")
-    assert text.code == 0 and "2 completed, 0 failed" in text.out and "first token" in text.out
+    text = call(
+        capsys, "bench", "serve", "--url", server_url, "--num-requests", 6, "--output-tokens", "2", "--rate", 20,
+        "--rate", 40, "--warmup", 2, "--calibrate", "--metrics", f"{server_url}/metrics", "--endpoint", "chat",
+        "--slo", "ttft=100",
+    )  # fmt: skip
+    assert text.code == 0 and "4 completed, 0 failed" in text.out and "first token" in text.out
+    assert "90 % of the requests keep the limits up to 40 requests a second" in text.out
+    assert "2 before them as warm-up" in text.out and "on a server that does nothing" in text.out
+    assert "tokenmill_generation_tokens_total" in text.out
 
 
 def test_bench_scheduler(capsys: Capsys) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ class Client:
         """The JSON answer to a JSON body; raises ``HttpFailure``."""
         return json.loads(await self._whole("POST", path, body))
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[float, Any]]:
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[tuple[float, Any]]:
         """Server-sent events of a POST as (moment of arrival on ``time.perf_counter``, JSON), up to ``[DONE]``.
 
         Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenmill.core.errors import ConfigError
@@ -33,17 +33,28 @@ class PlannedRequest:
     prompt_tokens: int
     """Wanted; the server's own count is what gets reported."""
     output_tokens: int
+    give_up_after: int | None = None
+    """Hang up after so many pieces of the answer."""
+    prefix_ids: tuple[int, ...] = ()
+    """Names of the prompt's pieces of ``piece_tokens`` tokens from its start: equal name, equal text."""
+    piece_tokens: int = 0
+    may_end_early: bool = False
+    """The answer is complete when the model ends it; else the server is told to go on to ``output_tokens``."""
 
 
-def arrival_times(count: int, rate: float | None, rng: random.Random) -> list[float]:
-    """Poisson arrivals at ``rate`` requests a second, the first at 0; None: all at once."""
-    if rate is None:
-        return [0.0] * count
-    times, now_s = [], 0.0
-    for _ in range(count):
-        times.append(now_s)
-        now_s += rng.expovariate(rate)
-    return times
+def arrival_times(count: int, rate: float | None, rng: random.Random, process: str = "poisson") -> list[float]:
+    """Moments of ``count`` requests, the first at 0; ``rate`` None: all at once.
+
+    Args:
+        process: as in ``perf/simulate/arrivals.py``, so that a simulation of the same load draws the same.
+
+    Raises:
+        ConfigError: there is no such process.
+    """
+    from tokenmill.perf.simulate import arrivals
+
+    times = arrivals.arrival_times("all" if rate is None else process, count, rate, rng)
+    return [time_s - times[0] for time_s in times]
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -99,10 +110,50 @@ def scale_to_context(lengths: Sequence[tuple[int, int]], max_context: int) -> tu
     return scaled, sum(a != b for a, b in zip(scaled, lengths, strict=True))
 
 
-def plan_load(lengths: Sequence[tuple[int, int]], rate: float | None, rng: random.Random) -> list[PlannedRequest]:
+def plan_load(
+    lengths: Sequence[tuple[int, int]], rate: float | None, rng: random.Random, process: str = "poisson"
+) -> list[PlannedRequest]:
     """Give each pair of lengths its moment."""
-    times = arrival_times(len(lengths), rate, rng)
+    times = arrival_times(len(lengths), rate, rng, process)
     return [PlannedRequest(time_s, *pair) for time_s, pair in zip(times, lengths, strict=True)]
+
+
+def trace_load(path: Path, count: int, speed: float, seed: int) -> list[PlannedRequest]:
+    """The first ``count`` requests of a recorded trace (``perf/simulate/traces``), so many times as fast.
+
+    Raises:
+        ConfigError: the file cannot be read, its format is not known, or a line of it is wrong: says where.
+    """
+    from tokenmill.perf.simulate.traces import Draw, read_trace
+    from tokenmill.perf.simulate.workload import select
+
+    trace = select(read_trace(path, Draw(requests=count, seed=seed)), first=count, speed=speed)
+    return [
+        PlannedRequest(r.arrival_s, r.prompt_tokens, r.output_tokens, None, r.prefix_ids, r.piece_tokens)
+        for r in trace.requests
+    ]
+
+
+def give_up(load: Sequence[PlannedRequest], share: float, rng: random.Random) -> list[PlannedRequest]:
+    """Let the client give up ``share`` of the answers, each after a random part of it."""
+    chosen = set(rng.sample(range(len(load)), round(share * len(load))))
+    return [
+        replace(request, give_up_after=rng.randint(1, max(1, request.output_tokens - 1)))
+        if index in chosen
+        else request
+        for index, request in enumerate(load)
+    ]
+
+
+def prompt_text(request: PlannedRequest, tokens_per_word: float, seed: str, index: int) -> str:
+    """Words for about ``request.prompt_tokens`` tokens; pieces of one name are the same text in every prompt."""
+    num_words = max(1, int(request.prompt_tokens / tokens_per_word))
+    own = synthetic_text(num_words, random.Random(f"{seed}:{index}"))
+    if not request.prefix_ids:
+        return own
+    per_piece = max(1, int(request.piece_tokens / tokens_per_word))
+    pieces = (synthetic_text(per_piece, random.Random(f"{seed}:piece {name}")) for name in request.prefix_ids)
+    return " ".join(" ".join([*pieces, own]).split()[:num_words])
 
 
 def synthetic_text(num_words: int, rng: random.Random) -> str:

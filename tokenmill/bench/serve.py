@@ -1,9 +1,17 @@
-"""Open-loop load against any server that speaks OpenAI's completions: what its clients would have seen.
+"""Load against any server that speaks OpenAI's API: what its clients would have seen.
 
-The run is fixed beforehand (``bench/load.py``); each request is one streamed completion whose events are stamped
-as they arrive. Latencies count from the moment at which the request was meant to be sent. ``client_lag`` says how
-late this program itself was: where it is not small beside the latencies, the client was the bottleneck and the
-figures are the client's. A request that fails counts as a failure and as no goodput; it has no latency.
+Open loop: the run is fixed beforehand (``bench/load.py``) and each request goes out at its moment, whatever became of
+the others; latencies count from the moment at which it was *meant* to be sent, so that neither a server nor a client
+that falls behind can hide it (coordinated omission). Closed loop: so many clients, each of which sends its next
+request when it has its answer. That shows what a server can do, and nothing of how long a queue would be: a slow server
+is asked less often.
+
+Each request is one streamed answer whose events are stamped as they arrive. Nothing is asked of the server but what
+OpenAI's API says: lengths are forced by ``ignore_eos``, which servers that do not know it ignore; tokens are counted
+by the server's ``usage``, and where it sends none by ``finish_reason: length`` or by the pieces that arrived.
+
+Nothing is tried again. ``Run.loop_lags_s`` and ``Outcome.sent_s`` say how late this program itself was: where that is
+not small beside the latencies, the client was the bottleneck and the figures are the client's.
 """
 
 from __future__ import annotations
@@ -14,21 +22,29 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from tokenmill.bench.http import Client, HttpFailure
-from tokenmill.bench.load import PlannedRequest, synthetic_text
+from tokenmill.bench.load import PlannedRequest, prompt_text, synthetic_text
 from tokenmill.core.errors import SetupError
-from tokenmill.perf.metrics import SLO, Timeline, goodput, summarize
+from tokenmill.perf.metrics import SLO, Timeline
 
 CALIBRATION_WORDS = 64
 BLOCKS_IN_USE = re.compile(r"^(?:tokenmill_|vllm:)kv_cache_usage_perc\S*\s+(\S+)", re.MULTILINE)
 """The metric that must be 0 when nobody is served."""
 SETTLE_S = 5.0
 """How long after the last answer blocks may take to become free."""
+TICK_S = 0.01
+"""How often the client's event loop is asked whether it is late."""
+TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls")
+"""Parts of a chat's delta that are tokens; a first delta with the role alone is none."""
 
+Endpoint = Literal["completions", "chat"]
+PATHS: Mapping[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+Status = Literal["completed", "failed", "cancelled", "truncated"]
 Progress = Callable[[int, int], None]
 """(answered, failed)"""
 
@@ -38,6 +54,7 @@ class Outcome:
     """What became of one request. Moments are seconds since the run began."""
 
     planned: PlannedRequest
+    """In a closed loop, its moment is the one at which it was sent."""
     sent_s: float = 0.0
     arrivals_s: list[float] = field(default_factory=list)
     """Of every event that carried text."""
@@ -46,12 +63,53 @@ class Outcome:
     output_tokens: int = 0
     cached_tokens: int = 0
     error: str | None = None
+    cancelled: bool = False
+    finish_reason: str | None = None
+    counted_by: Literal["usage", "length", "pieces"] = "usage"
+    """Where ``output_tokens`` is from."""
+
+    @property
+    def status(self) -> Status:
+        if self.error is not None:
+            return "failed"
+        if self.cancelled or self.finish_reason in ("abort", "cancelled", "canceled"):
+            return "cancelled"
+        short = self.output_tokens < self.planned.output_tokens
+        return "truncated" if short and not self.planned.may_end_early else "completed"
+
+    @property
+    def first_s(self) -> float:
+        return self.arrivals_s[0] if self.arrivals_s else self.end_s
+
+    @property
+    def last_s(self) -> float:
+        return self.arrivals_s[-1] if self.arrivals_s else self.end_s
 
     def timeline(self) -> Timeline:
+        """As its user saw it: from the moment at which it was meant to be sent to the last text."""
         meant_s = self.planned.send_s
-        first_s = self.arrivals_s[0] if self.arrivals_s else self.end_s
         gaps = zip(self.arrivals_s, self.arrivals_s[1:], strict=False)
-        return Timeline(first_s - meant_s, self.end_s - meant_s, tuple(b - a for a, b in gaps), self.output_tokens)
+        return Timeline(
+            self.first_s - meant_s, self.last_s - meant_s, tuple(b - a for a, b in gaps), self.output_tokens
+        )
+
+    def take(self, event: Mapping[str, Any], arrival_s: float) -> None:
+        """Read one event of the stream."""
+        for choice in event.get("choices") or ():
+            if _has_text(choice):
+                self.arrivals_s.append(arrival_s)
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        if usage := event.get("usage"):
+            self.prompt_tokens = usage["prompt_tokens"]
+            self.output_tokens = usage["completion_tokens"]
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+
+    def count_without_usage(self) -> None:
+        """The server counted nothing: its word that the length was reached, else the pieces."""
+        reached = self.finish_reason == "length"
+        self.counted_by = "length" if reached else "pieces"
+        self.output_tokens = self.planned.output_tokens if reached else len(self.arrivals_s)
+        self.prompt_tokens = self.planned.prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +120,25 @@ class Server:
     model: str
     max_context: int | None
     tokens_per_word: float
-    """Of this benchmark's prompts, measured."""
+    """Of this benchmark's prompts, measured; 1 where the server does not count."""
+    endpoint: Endpoint = "completions"
+    software: str = "unknown"
 
 
-async def inspect(client: Client, model: str | None) -> Server:
+@dataclass(slots=True)
+class Run:
+    """One load, carried out."""
+
+    outcomes: list[Outcome]
+    concurrency: int | None
+    """None: open loop."""
+    loop_lags_s: list[float] = field(default_factory=list)
+    """How late the client's event loop was, every ``TICK_S``."""
+    cpu_share: float = 0.0
+    """Of one core, what the client itself used."""
+
+
+async def inspect(client: Client, model: str | None, endpoint: Endpoint = "completions") -> Server:
     """Ask the server what it serves, and how many tokens a word of ours has.
 
     Raises:
@@ -78,85 +151,84 @@ async def inspect(client: Client, model: str | None) -> Server:
         if model is None or model not in listed:
             raise SetupError(f"{client.base_url} serves {', '.join(listed) or 'no model'}, not {model}")
         prompt = synthetic_text(CALIBRATION_WORDS, random.Random(0))
-        answer = await client.post("/v1/completions", {"model": model, "prompt": prompt, "max_tokens": 1})
-        tokens_per_word = answer["usage"]["prompt_tokens"] / CALIBRATION_WORDS
-    except (HttpFailure, KeyError, TypeError, ValueError) as error:
+        answer = await client.post(PATHS[endpoint], _body(model, endpoint, prompt, 1))
+        counted = (answer.get("usage") or {}).get("prompt_tokens") or CALIBRATION_WORDS
+    except (HttpFailure, KeyError, TypeError, AttributeError, ValueError) as error:
         raise SetupError(f"no OpenAI-compatible server at {client.base_url}: {error}") from error
-    context = listed[model].get("max_model_len") or listed[model].get("max_context")
-    return Server(client, model, context, tokens_per_word)
+    entry = listed[model]
+    context = entry.get("max_model_len") or entry.get("max_context")
+    software = str(entry.get("owned_by") or "unknown")
+    return Server(client, model, context, counted / CALIBRATION_WORDS, endpoint, software)
 
 
-async def run_load(server: Server, load: Sequence[PlannedRequest], seed: int, progress: Progress) -> list[Outcome]:
-    """Send every request at its moment, whatever became of the others."""
-    prompts = [_prompt(request, server, random.Random(f"{seed}:{i}")) for i, request in enumerate(load)]
-    outcomes = [Outcome(request) for request in load]
+async def run_load(
+    server: Server,
+    load: Sequence[PlannedRequest],
+    seed: str,
+    progress: Progress,
+    *,
+    concurrency: int | None = None,
+) -> Run:
+    """Send every request at its moment, whatever became of the others; with ``concurrency``, in a closed loop.
+
+    ``seed``: of the prompts' words; the same one again finds them in a server's prefix cache.
+    """
+    prompts = [prompt_text(request, server.tokens_per_word, seed, i) for i, request in enumerate(load)]
+    run = Run([Outcome(request) for request in load], concurrency)
     ended = Counter[bool]()
-    start_s = time.perf_counter()
+    watch = asyncio.create_task(_watch_loop(run.loop_lags_s))
+    cpu_s, start_s = time.process_time(), time.perf_counter()
 
     async def send(outcome: Outcome, prompt: str) -> None:
-        await asyncio.sleep(outcome.planned.send_s - (time.perf_counter() - start_s))
         await _ask(server, outcome, prompt, start_s)
         ended[outcome.error is None] += 1
         progress(ended[True], ended[False])
 
-    async with asyncio.TaskGroup() as tasks:
-        for outcome, prompt in zip(outcomes, prompts, strict=True):
-            tasks.create_task(send(outcome, prompt))
-    return outcomes
+    async def send_at_its_moment(outcome: Outcome, prompt: str) -> None:
+        await asyncio.sleep(outcome.planned.send_s - (time.perf_counter() - start_s))
+        await send(outcome, prompt)
+
+    pairs = iter(list(zip(run.outcomes, prompts, strict=True)))
+
+    async def send_one_after_the_other() -> None:
+        for outcome, prompt in pairs:  # shared by all clients of the closed loop
+            outcome.planned = replace(outcome.planned, send_s=time.perf_counter() - start_s)
+            await send(outcome, prompt)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            if concurrency is None:
+                for outcome, prompt in pairs:
+                    tasks.create_task(send_at_its_moment(outcome, prompt))
+            else:
+                for _ in range(concurrency):
+                    tasks.create_task(send_one_after_the_other())
+    finally:
+        watch.cancel()
+    run.cpu_share = (time.process_time() - cpu_s) / max(time.perf_counter() - start_s, 1e-9)
+    return run
 
 
 async def _ask(server: Server, outcome: Outcome, prompt: str, start_s: float) -> None:
-    body = {
-        "model": server.model,
-        "prompt": prompt,
-        "max_tokens": outcome.planned.output_tokens,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    planned = outcome.planned
+    body = _body(server.model, server.endpoint, prompt, planned.output_tokens)
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    body |= {} if planned.may_end_early else {"ignore_eos": True}
     outcome.sent_s = time.perf_counter() - start_s
     try:
-        async for arrival, event in server.client.stream("/v1/completions", body):
-            if any(choice.get("text") for choice in event.get("choices", ())):
-                outcome.arrivals_s.append(arrival - start_s)
-            if usage := event.get("usage"):
-                outcome.prompt_tokens = usage["prompt_tokens"]
-                outcome.output_tokens = usage["completion_tokens"]
-                outcome.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        async with aclosing(server.client.stream(PATHS[server.endpoint], body)) as events:
+            async for arrival, event in events:
+                outcome.take(event, arrival - start_s)
+                if planned.give_up_after is not None and len(outcome.arrivals_s) >= planned.give_up_after:
+                    outcome.cancelled = True
+                    break
         if outcome.output_tokens == 0:
-            outcome.error = "the stream carried no usage"
+            outcome.count_without_usage()
+        if outcome.output_tokens == 0:
+            outcome.error = "the answer was empty"
     except (HttpFailure, KeyError, TypeError, AttributeError) as error:
         outcome.error = str(error) or type(error).__name__
     outcome.end_s = time.perf_counter() - start_s
-
-
-def figures(outcomes: Sequence[Outcome], slo: SLO) -> dict[str, Any]:
-    """Latencies in seconds, rates per second over the whole run (first intended send to last answer)."""
-    good = [outcome for outcome in outcomes if outcome.error is None]
-    timelines = [outcome.timeline() for outcome in good]
-    duration_s = max((outcome.end_s for outcome in outcomes), default=0.0) or 1e-9
-    errors = Counter(outcome.error for outcome in outcomes if outcome.error is not None)
-    return {
-        "requests": len(outcomes),
-        "completed": len(good),
-        "failed": len(outcomes) - len(good),
-        "errors": dict(errors.most_common(10)),
-        "duration_s": duration_s,
-        "prompt_tokens": sum(outcome.prompt_tokens for outcome in good),
-        "cached_tokens": sum(outcome.cached_tokens for outcome in good),
-        "output_tokens": sum(outcome.output_tokens for outcome in good),
-        "short_answers": sum(outcome.output_tokens < outcome.planned.output_tokens for outcome in good),
-        "requests_per_s": len(good) / duration_s,
-        "input_tokens_per_s": sum(outcome.prompt_tokens for outcome in good) / duration_s,
-        "output_tokens_per_s": sum(outcome.output_tokens for outcome in good) / duration_s,
-        "slo": {name: limit for name, limit in asdict(slo).items() if limit is not None},
-        "goodput_per_s": goodput(timelines, slo, duration_s),
-        "ttft_s": summarize(timeline.ttft_s for timeline in timelines),
-        "tpot_s": summarize(timeline.tpot_s for timeline in timelines if timeline.output_tokens > 1),
-        "itl_s": summarize(gap for timeline in timelines for gap in timeline.itl_s),
-        "e2e_s": summarize(timeline.e2e_s for timeline in timelines),
-        "client_lag_s": summarize(outcome.sent_s - outcome.planned.send_s for outcome in outcomes),
-    }
 
 
 async def blocks_in_use(client: Client) -> float | None:
@@ -194,8 +266,21 @@ def parse_slo(text: str | None) -> SLO:
     return SLO(**limits)
 
 
-def _prompt(request: PlannedRequest, server: Server, rng: random.Random) -> str:
-    return synthetic_text(max(1, int(request.prompt_tokens / server.tokens_per_word)), rng)
+async def _watch_loop(lags_s: list[float]) -> None:
+    while True:
+        began = time.perf_counter()
+        await asyncio.sleep(TICK_S)
+        lags_s.append(time.perf_counter() - began - TICK_S)
+
+
+def _body(model: str, endpoint: Endpoint, prompt: str, max_tokens: int) -> dict[str, Any]:
+    asked = {"messages": [{"role": "user", "content": prompt}]} if endpoint == "chat" else {"prompt": prompt}
+    return {"model": model, **asked, "max_tokens": max_tokens}
+
+
+def _has_text(choice: Mapping[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    return bool(choice.get("text")) or any(delta.get(name) for name in TEXT_FIELDS)
 
 
 def _json_list(text: str) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import click
 from tokenmill.cli.app import LazyGroup
 
 MEASUREMENTS = {
-    "serve": ("tokenmill.cli.bench.serve:serve", "Open-loop load on a running server."),
+    "serve": ("tokenmill.cli.bench.serve:serve", "Load on a running server, open or closed loop."),
+    "offline": ("tokenmill.cli.bench.offline:offline", "Tokens a second without a network, options side by side."),
     "scheduler": ("tokenmill.cli.bench.scheduler:scheduler", "Microseconds per step of the scheduler alone."),
     "peers": (
         "tokenmill.cli.bench.peers:peers",

@@ -14,6 +14,8 @@ from tokenmill.cli.output import note, print_table
 @click.command()
 @click.argument("model", default="story")
 @click.option("--weights", type=click.Choice(("bf16", "int8", "int4")), help="How the kernels hold weights.")
+@click.option("--lm-head", type=click.Choice(("bf16", "int8", "int4")), help="The same for the output matrix.")
+@click.option("--weight-only", is_flag=True, default=None, help="Activations stay in bf16.")
 @click.option("--kv", type=click.Choice(("bf16", "int8")), help="How they hold keys and values.")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Sequences; may be repeated. [1 8 32]")
 @click.option("--context", default=128, show_default=True, type=click.IntRange(1), help="Tokens before the first step.")

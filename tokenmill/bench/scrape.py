@@ -1,0 +1,110 @@
+"""The server's own figures beside the client's: ``/metrics`` in Prometheus' text form, once a second during a run.
+
+Kept are the gauges and counters that say how busy an engine is, under whatever name it gives them: requests running and
+waiting, cache use, tokens, preemptions, prefix hits, memory and processor time. Series that differ only in labels are
+added up. A server without metrics, or one that stops answering, costs the figures and not the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tokenmill.bench.http import Client, HttpFailure
+
+INTERVAL_S = 1.0
+TIMEOUT_S = 5.0
+LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
+KEPT = re.compile(
+    r"requests?_(running|waiting|processing|deferred|swapped|total)|num_(running|waiting|queue)|cache_usage|"
+    r"blocks|tokens_total|preempt|prefix_cache|cache_hit|resident_memory_bytes|cpu_seconds_total"
+)
+DROPPED = re.compile(r"_(bucket|created|sum|count)$")
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Name → value, added up over labels; only what ``KEPT`` names, nothing that is not finite."""
+    found: dict[str, float] = {}
+    for name, value in LINE.findall(text):
+        if not KEPT.search(name) or DROPPED.search(name):
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            found[name] = found.get(name, 0.0) + number
+    return found
+
+
+@dataclass(slots=True)
+class Scrape:
+    """What was read of one address, once a second."""
+
+    url: str
+    times_s: list[float] = field(default_factory=list)
+    samples: list[dict[str, float]] = field(default_factory=list)
+    failed: int = 0
+    error: str | None = None
+    """The last one."""
+
+    def report(self) -> dict[str, Any]:
+        """``series``: one column per metric, null where a sample lacked it; ``metrics``: before and after."""
+        names = sorted({name for sample in self.samples for name in sample})
+        return {
+            "metrics": {
+                "url": self.url,
+                "samples": len(self.samples),
+                "failed": self.failed,
+                "error": self.error,
+                "before": self.samples[0] if self.samples else {},
+                "after": self.samples[-1] if self.samples else {},
+            },
+            "series": {"t_s": self.times_s} | {name: [s.get(name) for s in self.samples] for name in names},
+        }
+
+    async def read(self, client: Client, path: str, began_s: float) -> None:
+        try:
+            text = await client.get(path)
+        except HttpFailure as error:
+            self.failed += 1
+            self.error = error.message
+        else:
+            self.times_s.append(round(time.perf_counter() - began_s, 3))
+            self.samples.append(parse_metrics(text))
+
+
+@asynccontextmanager
+async def scraping(url: str | None, server: Client) -> AsyncIterator[Scrape | None]:
+    """Read ``url`` at the beginning, every second, and at the end of the ``with``; nothing without a ``url``.
+
+    ``server``'s key is sent to its own address only.
+    """
+    if url is None:
+        yield None
+        return
+    parts = urlsplit(url)
+    api_key = server.api_key if urlsplit(server.base_url).netloc == parts.netloc else None
+    client = Client(f"{parts.scheme}://{parts.netloc}", api_key, TIMEOUT_S)
+    path = parts.path if parts.path not in ("", "/") else "/metrics"
+    scrape, began_s = Scrape(url), time.perf_counter()
+    await scrape.read(client, path, began_s)
+
+    async def read_on() -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            await scrape.read(client, path, began_s)
+
+    task = asyncio.create_task(read_on())
+    try:
+        yield scrape
+    finally:
+        task.cancel()
+        await scrape.read(client, path, began_s)
