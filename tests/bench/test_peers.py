@@ -103,6 +103,14 @@ def test_a_decode_rate_needs_two_full_steps() -> None:
         rate(BATCH, [(float(step), 1) for step in range(8)])
 
 
+def test_rows_of_an_earlier_run_stay_unless_measured_again(tmp_path: Path) -> None:
+    earlier = [row("decode_b1", OURS, "bf16", 9.0), row("decode_b1", OURS, "int8", 8.0), row("serve", "a", "bf16", 7.0)]
+    run = comparison(tmp_path, fake(tmp_path, OURS), earlier=earlier).run()
+    kept = [(one["task"], one["precision"]) for one in run["rows"]]
+    assert kept == [("decode_b1", "int8"), ("serve", "bf16"), ("decode_b1", "bf16")]
+    assert run["rows"][-1]["tokens_per_s"] != 9.0
+
+
 # ---- ratios ----------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,9 @@
 
 The machine drifts (neighbours, clock, page cache), so engines alternate within each repetition of a task and only what
 was measured in one run is divided. A sample during which other processes used more than ``DISTURBED`` of the machine is
-left out of the median while quieter ones exist; a row with none is marked. Before each repetition the memory bandwidth is
-measured: on a shared machine it changes within minutes, and near the wall it bounds every engine and so every ratio.
+left out of the median while quieter ones exist; a row with none is marked. Before each repetition the memory
+bandwidth is measured: on a shared machine it changes within minutes, and near the wall it bounds every engine and so
+every ratio.
 
 Weights are compared within classes: bf16, int8 (llama.cpp's Q8_0, W8A8, …), int4. From a batch of eight on the fastest
 quantised format of one engine may well be another's slowest, so there each side's best of int8 and int4 counts
@@ -148,6 +149,8 @@ class Comparison:
     """Called with the figures after every task: a run takes long."""
     bandwidth: Callable[[], float] | None = None
     """Bytes per second that memory gives now; None where nothing can measure it."""
+    earlier: Sequence[Row] = ()
+    """Of another run: they stay unless the same task and precisions were measured now."""
     rows: list[Row] = field(default_factory=list)
     runners: Runners = field(default_factory=lambda: Runners(TIMEOUT_S))
 
@@ -165,12 +168,14 @@ class Comparison:
         return self.figures()
 
     def figures(self) -> dict[str, Any]:
+        now = {_together(row) for row in self.rows}
+        rows = [row for row in self.earlier if _together(row) not in now] + self.rows
         return {
             "model": self.model,
             "threads": self.threads,
             "versions": self.runners.versions,
-            "ratios": {self.model: ratios(self.rows)},
-            "rows": list(self.rows),
+            "ratios": {self.model: ratios(rows)},
+            "rows": rows,
         }
 
     def _prepare(self, contender: Contender) -> None:
@@ -237,6 +242,11 @@ class Comparison:
         self.failed[contender.name] = reason
         self.say(f"{contender.name}: {reason} (its log: {contender.log})")
         return reason
+
+
+def _together(row: Row) -> tuple[str, bool]:
+    """What a ratio never crosses: rows with the same of this were measured in one run."""
+    return row["task"], row["precision"] in TOGETHER[0]
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float]:

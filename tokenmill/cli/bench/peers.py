@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--install-only", is_flag=True, help="Install the peers and stop.")
 @click.option("--skip-install", is_flag=True, help="Leave out peers that are not installed.")
 @click.option("--output", type=click.Path(path_type=Path), help="Keep the result here; else results/peers-MODEL.json.")
+@click.option("--add", is_flag=True, help="Keep what the output holds of tasks and precisions not measured now.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def peers(
     model: str,
@@ -44,6 +45,7 @@ def peers(
     install_only: bool,
     skip_install: bool,
     output: Path | None,
+    add: bool,
     as_json: bool,
 ) -> int:
     """Run the same work on other engines and on ours, in turns, and divide.
@@ -83,9 +85,27 @@ def peers(
         say=note,
         keep=lambda figures: write_result(target, make_result("peers", figures)),
         bandwidth=_bandwidth(threads),
+        earlier=_rows_of(target, model) if add else (),
     )
     finish("peers", comparison.run(), target, as_json, _print)
     return 0
+
+
+def _rows_of(path: Path, model: str) -> list[dict[str, Any]]:
+    """The rows that a result file holds; none if it is not there."""
+    import json
+
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = found["rows"]
+        same = found["bench"] == "peers" and found["model"] == model
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.UsageError(f"--add: {path} is no result of bench peers") from error
+    if not same:
+        raise click.UsageError(f"--add: {path} is no result of bench peers for {model}")
+    return rows
 
 
 def _bandwidth(threads: int) -> Callable[[], float] | None:
