@@ -17,6 +17,7 @@ HEADER_OPTIONS = (
     "weights",
     "lm_head",
     "group_size",
+    "weight_only",
     "kv",
     "dtype",
     "block_size",
