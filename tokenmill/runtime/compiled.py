@@ -70,7 +70,7 @@ class CompiledModel:
         self.kv = kv
         self.pool = pool
         self.buffers = StepBuffers(decoder.config, max_tokens, max_outputs)
-        self._inputs = _Inputs(max_tokens, kv.block_size)
+        self._inputs = _Inputs(max_tokens, max_outputs, kv.block_size)
         self._step = Step()
         self._outputs: list[int] = []
         layout = Layout(decoder, kv, self.buffers)
@@ -281,17 +281,18 @@ def _packed(method: LinearMethod) -> Packed:
 class _Inputs:
     """The arrays of a ``Step``, kept from step to step."""
 
-    def __init__(self, max_tokens: int, block_size: int) -> None:
+    def __init__(self, max_tokens: int, max_outputs: int, block_size: int) -> None:
         self._block_size = block_size
         self._token_ids = np.zeros(max_tokens, np.int32)
         self._positions = np.zeros(max_tokens, np.int32)
         self._slots = np.zeros(max_tokens, np.int32)
         self._row_begin = np.zeros(max_tokens + 1, np.int32)
         self._tables: Ints = np.zeros((0, 0), np.int32)
-        self._outputs: Ints = np.zeros(0, np.int32)
+        self._outputs: Ints = np.zeros(max_outputs, np.int32)
         arrays = (self._token_ids, self._positions, self._slots, self._row_begin)
         self._addresses = tuple(array.ctypes.data for array in arrays)  # asking NumPy takes a microsecond each
         self._tables_address = 0
+        self._outputs_address = self._outputs.ctypes.data
 
     def step(self, rows: Sequence[Row]) -> Step:
         """The record of a step; valid until the next call."""
@@ -321,6 +322,6 @@ class _Inputs:
         return Step(begin, len(rows), 0, tables.shape[1], *self._addresses, self._tables_address, None)
 
     def set_outputs(self, step: Step, tokens: list[int]) -> None:
-        self._outputs = np.array(tokens, np.int32)
+        self._outputs[: len(tokens)] = tokens
         step.num_outputs = len(tokens)
-        step.outputs = self._outputs.ctypes.data
+        step.outputs = self._outputs_address
