@@ -94,3 +94,5 @@ class StepResult(NamedTuple):
     """seq_id → guesses for the next step."""
     seconds: float = 0.0
     """How long the step took on the executor's clock."""
+    sampling_seconds: float = 0.0
+    """Of these, drawing tokens from logits, as far as the executor tells them apart."""

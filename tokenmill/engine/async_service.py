@@ -30,6 +30,7 @@ from tokenmill.engine.engine import Engine
 from tokenmill.engine.explain import explain_account
 from tokenmill.engine.resolve import ModelLimits, resolve
 from tokenmill.engine.service import Submission, Usage
+from tokenmill.engine.telemetry import Observation
 from tokenmill.engine.text import TextCodec
 
 log = logging.getLogger(__name__)
@@ -253,6 +254,10 @@ class EngineService:
             "prefix_hit_tokens": scheduler.cache.num_hit_tokens,
             **self._counters,
         }
+
+    def observation(self) -> Observation | None:
+        telemetry = self.engine.telemetry
+        return telemetry.observation(self.engine.clock.now()) if telemetry else None
 
     # ---- the engine's thread -----------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from tokenmill.core.step import StepPlan
 from tokenmill.engine.contracts import Executor, Pending
 from tokenmill.engine.journal import JournalWriter
 from tokenmill.engine.scheduler import Scheduler
+from tokenmill.engine.telemetry import Telemetry
 
 
 class Engine:
@@ -30,7 +31,10 @@ class Engine:
         *,
         depth: int = 1,
         journal: JournalWriter | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self.telemetry = telemetry
+        """Told of every step, if it is there."""
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock
@@ -57,20 +61,31 @@ class Engine:
 
     def step(self) -> StepEvents:
         """Fill the pipe with plans, wait for the oldest, commit it. With nothing to do, tells what there is to tell."""
+        telemetry = self.telemetry
+        if telemetry:
+            telemetry.began(self.clock.now())
         while len(self._in_flight) < self.depth:
-            plan = self.scheduler.plan(self.clock.now())
+            now = self.clock.now()
+            plan = self.scheduler.plan(now)
             if plan.empty:
                 break
             if self._journal:
-                self._journal.plan(plan)
+                self._journal.plan(plan, now, self.scheduler.arrivals(plan))
             self._in_flight.append((plan, self.executor.submit(plan)))
+        if telemetry:
+            telemetry.planned(self.scheduler.blocked_by, len(self.scheduler.policy))
         if not self._in_flight:
+            if telemetry:
+                telemetry.nothing(self.clock.now())
             return self.scheduler.take_events()
         plan, pending = self._in_flight.popleft()
         result = pending.result()
         if self._journal:
             self._journal.result(result)
-        return self.scheduler.commit(plan, result, self.clock.now())
+        events = self.scheduler.commit(plan, result, self.clock.now())
+        if telemetry:
+            telemetry.ended(plan, result, events, self.clock.now(), self.scheduler.num_preemptions, more=self.has_work)
+        return events
 
     def close(self) -> None:
         """Release the executor and the journal."""

@@ -1,15 +1,16 @@
 """The journal: every plan and every result, one JSON object a line. A journal is a bug report that replays.
 
 The first line says what the executor must be like (model, block size, number of blocks, precision); the
-others alternate as they happened. ``replay`` hands the plans to an executor and compares what comes back:
-tokens and log-probabilities must be equal bit for bit (a float is written so that it reads back the same;
-seconds are not compared).
+others alternate as they happened. Beside a plan stand its moment and when the requests new in it arrived (on the
+engine's clock), so that a journal is a record of traffic too. ``replay`` hands the plans to an executor and
+compares what comes back: tokens and log-probabilities must be equal bit for bit (a float is written so that it
+reads back the same; seconds are not compared).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,8 +32,10 @@ class JournalWriter:
         self._file: TextIO = path.open("w", encoding="utf-8")
         self._write({"journal": FORMAT, **header})
 
-    def plan(self, plan: StepPlan) -> None:
-        self._write({"plan": _plan_to_json(plan)})
+    def plan(self, plan: StepPlan, time_s: float | None = None, arrived_s: Mapping[int, float] | None = None) -> None:
+        """A plan, when it was made, and when the requests of its new sequences arrived (by ``seq_id``)."""
+        times = {"time_s": time_s, "arrived_s": dict(arrived_s or {})} if time_s is not None else {}
+        self._write({"plan": _plan_to_json(plan), **times})
 
     def result(self, result: StepResult) -> None:
         self._write({"result": _result_to_json(result)})
@@ -193,6 +196,7 @@ def _result_to_json(result: StepResult) -> dict[str, Any]:
         "errors": dict(result.errors),
         "drafts": dict(result.drafts),
         "seconds": result.seconds,
+        "sampling_seconds": result.sampling_seconds,
     }
 
 
@@ -210,6 +214,7 @@ def _result_from_json(data: dict[str, Any]) -> StepResult:
         errors={int(k): reason for k, reason in data["errors"].items()},
         drafts={int(k): tuple(ids) for k, ids in data["drafts"].items()},
         seconds=data["seconds"],
+        sampling_seconds=data.get("sampling_seconds", 0.0),  # journals of earlier versions have none
     )
 
 

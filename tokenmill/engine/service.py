@@ -17,6 +17,7 @@ from tokenmill.core.step import TokenLogprobs
 from tokenmill.engine.choice import Output
 
 if TYPE_CHECKING:
+    from tokenmill.engine.telemetry import Observation
     from tokenmill.engine.text import TextCodec
 
 __all__ = ["Output", "RequestHandle", "Service", "Submission", "Usage"]
@@ -131,6 +132,10 @@ class Service(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this moment: blocks, queue, batch, counters."""
+        ...
+
+    def observation(self) -> Observation | None:
+        """Where the engine's time went; None if nobody observes it."""
         ...
 
     async def drain(self, timeout_s: float) -> bool:

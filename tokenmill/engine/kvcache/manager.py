@@ -99,6 +99,21 @@ class KVCache:
         self._append(seq, block_ids)
         return first_changed, tuple(block_ids)
 
+    def grow(self, sequences: Iterable[Sequence], num_tokens: int, now: float) -> None:
+        """Make the next ``num_tokens`` positions of each writable; the caller knows that there are blocks enough."""
+        size = self.block_size
+        needs = []
+        for seq in sequences:
+            missing = seq.num_planned + num_tokens - seq.num_slots
+            if missing > 0:
+                needs.append((seq, -(-missing // size)))
+        block_ids = self.pool.allocate(sum([count for _, count in needs]), now)
+        taken = 0
+        for seq, count in needs:
+            seq.block_ids += block_ids[taken : taken + count]
+            seq.num_slots += count * size
+            taken += count
+
     def publish(self, seq: Sequence, num_computed: int) -> None:
         """The KV of the first ``num_computed`` tokens is in the cache: index the blocks that are now full."""
         while seq.publish_at <= num_computed:

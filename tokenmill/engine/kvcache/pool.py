@@ -53,12 +53,14 @@ class BlockPool:
     def allocate(self, count: int, now: float) -> list[int]:
         """Take ``count`` blocks, evicting cached ones if it must. The caller has looked at ``num_available``."""
         free, ref_counts = self._free, self._ref_counts
-        block_ids = []
-        for _ in range(count):
-            block_id = free.pop() if free else self._evict(now)
+        if count <= 0:
+            return []
+        block_ids = free[: -count - 1 : -1]
+        del free[-count:]
+        block_ids += [self._evict(now) for _ in range(count - len(block_ids))]
+        for block_id in block_ids:
             ref_counts[block_id] = 1
-            block_ids.append(block_id)
-        self.num_available -= len(block_ids)
+        self.num_available -= count
         return block_ids
 
     def share(self, block_ids: Iterable[int]) -> None:
@@ -74,6 +76,13 @@ class BlockPool:
     def release(self, block_ids: Sequence[int], now: float) -> None:
         """One holder fewer. The last blocks are let go first, so that a prefix outlives its continuations."""
         ref_counts, all_hints = self._ref_counts, self._hints
+        if not self.index:  # nothing is cached: all that nobody else holds is free
+            freed = [block_id for block_id in reversed(block_ids) if ref_counts[block_id] == 1]
+            for block_id in block_ids:
+                ref_counts[block_id] -= 1
+            self._free += freed
+            self.num_available += len(freed)
+            return
         for block_id in reversed(block_ids):
             num_holders = ref_counts[block_id] = ref_counts[block_id] - 1
             if num_holders:

@@ -164,6 +164,11 @@ class Scheduler:
     def has_requests(self) -> bool:
         return bool(self._requests)
 
+    @property
+    def blocked_by(self) -> str | None:
+        """What the head of the queue waits for (a ``Cause``); None: nobody waits."""
+        return self._queue_clock.cause if len(self.policy) else None
+
     def wake_after_s(self, now: float) -> float | None:
         """With nothing to run now: after how long ``plan`` may find something; None: not before a request comes."""
         waits = []
@@ -320,7 +325,7 @@ class Scheduler:
         request = seq.request
         draft.new[seq.seq_id] = NewSequence(
             seq.seq_id,
-            tuple(seq.token_ids),
+            tuple(seq.token_ids) if seq.num_generated else request.prompt_token_ids,
             seq.prompt_len,
             request.params,
             request.sequence_seed(seq.index),
@@ -526,6 +531,10 @@ class Scheduler:
                 self._fail(request_id, DeadlineExceeded(f"not done within {waited_s:.3f} s", param="timeout_s"), now)
 
     # ---- looking -----------------------------------------------------------------------------------
+
+    def arrivals(self, plan: StepPlan) -> dict[int, float]:
+        """When the requests of the sequences new in ``plan``, the last one made, arrived; by ``seq_id``."""
+        return {new.seq_id: self._running[new.seq_id].request.arrival_s for new in plan.new}
 
     def explain(self, request_id: str, now: float) -> Account | None:
         """Where the time of a request under way has gone so far; None if it is unknown or over."""
