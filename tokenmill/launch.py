@@ -27,10 +27,13 @@ from tokenmill.engine.journal import JournalWriter
 from tokenmill.engine.kvcache import KVCache
 from tokenmill.engine.resolve import ModelLimits
 from tokenmill.engine.scheduler import Scheduler
+from tokenmill.engine.telemetry import Telemetry
 from tokenmill.engine.text import TextCodec
+from tokenmill.perf.hardware import Figure, Hardware, find
 from tokenmill.perf.memory import Ledger, plan_memory
 
 if TYPE_CHECKING:
+    from tokenmill.kernels.cpu.library import Pool
     from tokenmill.runtime.compiled import CompiledModel
     from tokenmill.runtime.eager import EagerModel
     from tokenmill.runtime.step_model import StepModel
@@ -109,7 +112,8 @@ class Launched:
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     def service(self) -> EngineService:
-        """The asynchronous face; whoever takes it closes it (and with it the engine)."""
+        """The asynchronous face, observed; whoever takes it closes it (and with it the engine)."""
+        self.engine.telemetry = observe(self.config, self.checkpoint, self.engine)
         return EngineService(self.engine, self.checkpoint.codec, self.limits, model_name=self.checkpoint.name)
 
 
@@ -126,6 +130,14 @@ def inspect(config: EngineConfig, progress: Progress | None = None) -> Checkpoin
     progress.stage("finding the model")
     path = resolve(config.source.model, progress=progress.update)
     return _read(config, path, progress, _missing_kernels(config, progress, compile=False))
+
+
+def model_config(model: str) -> ModelConfig:
+    """The configuration of a checkpoint: a folder, a built-in model, or one of the hub. Raises ``SetupError``."""
+    from tokenmill.models.config_file import read_config
+    from tokenmill.models.hub import resolve
+
+    return read_config(resolve(model))
 
 
 def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
@@ -224,6 +236,66 @@ def _load_reference(checkpoint: Checkpoint, progress: Progress) -> EagerModel:
     return EagerModel(decoder, kv)
 
 
+def observe(config: EngineConfig, checkpoint: Checkpoint, engine: Engine) -> Telemetry:
+    """What watches a serving engine: predicts its steps, and holds them against the machine's ceilings.
+
+    Raises:
+        ConfigError: ``config.ceilings`` names no device and no file, or one without a figure that this model needs.
+    """
+    from tokenmill.perf.calibrate import Calibration
+    from tokenmill.perf.diagnose import Limits, LiveCost, deployment_of, describe, make_judge
+    from tokenmill.runtime.compiled import CompiledModel
+    from tokenmill.runtime.kernel_clock import time_kernels
+
+    model = engine.executor.worker.model  # type: ignore[attr-defined]  # a LocalExecutor
+    ledger, scheduler = checkpoint.ledger, config.scheduler
+    limits = Limits(
+        max_seqs=scheduler.max_seqs,
+        max_step_tokens=scheduler.max_step_tokens,
+        num_blocks=ledger.num_blocks,
+        block_size=ledger.block_size,
+        batching=scheduler.batching,
+    )
+    kernels = time_kernels(model) if isinstance(model, CompiledModel) else None
+    hardware = machine_of(config.ceilings, model)
+    about = describe(checkpoint.config, checkpoint.name, ledger.precision, hardware, limits)
+    if hardware is None:
+        return Telemetry(kernels=kernels, about=about)
+    deployment = deployment_of(checkpoint.config, checkpoint.name, ledger.precision, hardware)
+    prior = Calibration()  # the ceilings were measured; how near the kernels come to them, the steps will show
+    return Telemetry(LiveCost(deployment, prior), make_judge(deployment, prior, limits), kernels, about)
+
+
+def machine_of(ceilings: str, model: StepModel) -> Hardware | None:
+    """The device that ``ceilings`` means; None: not known, not wanted, or not measurable with the reference kernels."""
+    from tokenmill.runtime.compiled import CompiledModel
+
+    if ceilings not in ("measure", "none"):
+        return find(ceilings)
+    if ceilings == "none" or not isinstance(model, CompiledModel):
+        return None
+    return measure_machine(model.pool)
+
+
+def measure_machine(pool: Pool) -> Hardware:
+    """What this machine does with the threads of ``pool``, in about a quarter of a second."""
+    from tokenmill.kernels.cpu.ceilings import QUICK_BYTES, measure
+
+    found = measure(pool.library, pool, num_bytes=min(QUICK_BYTES, available_memory_bytes() // 4))
+    return Hardware(
+        name="this machine",
+        kind="cpu",
+        vendor="",
+        family="",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes_per_s=found.bytes_per_s,
+        peaks={"bf16": found.bf16_per_s, "int8": found.int8_per_s},
+        observed={"kernel_floor_s": Figure(found.call_s, "an empty kernel in a program", "measured")},
+        source=f"measured with {pool.num_threads} threads",
+        confidence="measured",
+    )
+
+
 def _missing_kernels(config: EngineConfig, progress: Progress, *, compile: bool) -> str | None:
     """Why the fast kernels cannot be had here; None if they can. With ``compile`` they are built to make sure."""
     if config.source.kernels == "reference" or config.source.dtype != "auto":
@@ -260,6 +332,7 @@ def _precision_options(precision: Precision) -> dict[str, Any]:
         "lm_head": precision.lm_head,
         "kv": precision.kv,
         "group_size": precision.group_size,
+        "weight_only": precision.weight_only,
     }
 
 
@@ -281,11 +354,13 @@ def _read(config: EngineConfig, path: Path, progress: Progress, missing: str | N
     from tokenmill.models.config_file import read_config
 
     model = read_config(path)
-    available = available_memory_bytes()
-    ledger = plan_memory(model, config.source, config.cache, config.scheduler, available, missing=missing)
     progress.stage("reading the tokenizer")
     codec = TextCodec.load(path)
     codec.check_against(model.vocab_size)
+    available = available_memory_bytes()  # measured with the tokenizer in memory: it needs no estimate
+    if config.ceilings not in ("measure", "none"):
+        find(config.ceilings)  # a name that means nothing is told before anything is loaded
+    ledger = plan_memory(model, config.source, config.cache, config.scheduler, available, missing=missing)
     return Checkpoint(path, config.source.served_name or _name_of(config.source.model, path), model, codec, ledger)
 
 

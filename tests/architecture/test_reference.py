@@ -108,7 +108,7 @@ class Service:
 
     def observation(self) -> Observation:
         live, counts = LiveFigures(0.5, 0.5, "compute"), (0,) * (len(ERROR_BOUNDS) + 1)
-        return Observation({}, StepAccount(), live, 0.0, 0.0, counts)
+        return Observation({}, StepAccount(), 0.0, live, 0.0, 0.0, counts)
 
 
 class _Ones(dict[str, float]):

@@ -59,7 +59,15 @@ COMMANDS = {
     "generate": ("tokenmill.cli.generate:generate", "Continue a prompt, or a file of prompts."),
     "info": ("tokenmill.cli.info:info", "What a checkpoint is, and every byte it needs."),
     "replay": ("tokenmill.cli.replay:replay", "Carry out a journal again and compare bit for bit."),
+    "hardware": ("tokenmill.cli.hardware:hardware", "The hardware that predictions know."),
+    "probe": ("tokenmill.cli.probe:probe", "Measure this machine, and write it as such hardware."),
+    "calibrate": ("tokenmill.cli.calibrate:calibrate", "Learn an engine's factors from measurements."),
+    "score": ("tokenmill.cli.score:score", "Predict published measurements; report the errors."),
+    "diagnose": ("tokenmill.cli.diagnose:diagnose", "Where an engine's time goes, and what would help."),
     "bench": ("tokenmill.cli.bench:bench", "Measure a server or the scheduler."),
+    "simulate": ("tokenmill.cli.simulate:simulate", "Serve a trace in virtual time, on any hardware."),
+    "plan": ("tokenmill.cli.plan:plan", "The best deployment for a load and its limits."),
+    "report": ("tokenmill.cli.report:report", "Draw results as a page of pictures and numbers."),
 }
 
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from tokenmill import __version__
 from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.service import Service
-from tokenmill.server import chat, completions, health, models, requests, tokenize
+from tokenmill.server import chat, completions, health, models, requests, steps, tokenize
 from tokenmill.server.answers import json_response
 from tokenmill.server.body import read_model
 from tokenmill.server.context import Context, fingerprint_of
@@ -82,6 +82,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/health/live", health.live, answer=Health),
     Endpoint("GET", "/health/ready", health.ready, answer=Health),
     Endpoint("GET", "/metrics", health.metrics, answer=None),
+    Endpoint("GET", "/debug/steps", steps.steps),
     Endpoint("GET", "/openapi.json", openapi),
 )
 

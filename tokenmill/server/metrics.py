@@ -6,14 +6,15 @@ moment of the scrape. Every app has its own registry, so that two of them in one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tokenmill.core.events import Account, StepEvents
 from tokenmill.engine.service import Service, Usage
+from tokenmill.engine.telemetry import ERROR_BOUNDS, REGIMES, LiveFigures, Observation
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
@@ -26,6 +27,7 @@ class ServerMetrics:
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineNumbers(service))
+        self.registry.register(_EngineTime(service))
         self.ttft = self._seconds("time_to_first_token", "From a request's arrival to its first token.")
         self.itl = self._seconds("inter_token_latency", "Between two increments of one choice.")
         self.e2e = self._seconds("e2e_request_latency", "From a request's arrival to its end.")
@@ -92,6 +94,56 @@ class _EngineNumbers(Collector):
 
     def describe(self) -> Iterable[Metric]:
         return ()
+
+
+class _EngineTime(Collector):
+    """Where the engine's time went, and how near to the machine's ceilings it was, from ``Service.observation``."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterable[Metric]:
+        found = self._service.observation()
+        if found is None:
+            return
+        account = found.account
+        yield _by_label("engine_seconds", "Wall time of the engine's thread.", "part", account.parts)
+        yield _by_label("blocked_seconds", "Steps while requests waited, by what for.", "cause", account.blocked_s)
+        yield _by_label("kernel_seconds", "Time in each kind of kernel.", "kernel", account.kernels)
+        yield _prediction_errors(found)
+        yield GaugeMetricFamily(
+            "tokenmill_step_prediction_error_mean", "Moving average of that error.", value=found.error
+        )
+        if found.live is not None:
+            yield from _live(found.live)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+def _live(live: LiveFigures) -> Iterable[Metric]:
+    yield GaugeMetricFamily("tokenmill_mfu", "Operations needed over what the machine could do.", value=live.mfu)
+    yield GaugeMetricFamily("tokenmill_mbu", "Bytes needed over what the machine could read.", value=live.mbu)
+    regime = GaugeMetricFamily("tokenmill_regime", "1 for what holds the engine back.", labels=("regime",))
+    for name in REGIMES:
+        regime.add_metric((name,), float(name == live.regime))
+    yield regime
+
+
+def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"tokenmill_{name}", text, labels=(label,))
+    for value, seconds in values.items():
+        family.add_metric((value,), seconds)
+    return family
+
+
+def _prediction_errors(found: Observation) -> Metric:
+    buckets, total = [], 0
+    for bound, count in zip((*ERROR_BOUNDS, "+Inf"), found.error_counts, strict=True):
+        total += count
+        buckets.append((str(bound), float(total)))
+    text = "|predicted / measured - 1| of a step's time."
+    return HistogramMetricFamily("tokenmill_step_prediction_error", text, buckets=buckets, sum_value=found.error_sum)
 
 
 _GAUGES = {
