@@ -30,7 +30,13 @@ SHOWN = ("ttft_p99", "itl_p99", "e2e_p99")
 @click.option("--precision", multiple=True, help="Only this, fp8 for example; may be repeated.")
 @click.option("--layout", help="Only this: tp=4,pp=2.")
 @click.option("--max-devices", type=click.IntRange(1), help="No more devices than this.")
-@click.option("--objective", type=click.Choice(["cost", "speed"]), default="cost", show_default=True)
+@click.option(
+    "--objective",
+    type=click.Choice(["cost", "speed"]),
+    default="cost",
+    show_default=True,
+    help="What is best: the cheapest that keeps the limits, or the quickest.",
+)
 @click.option("--price", multiple=True, help="Of a device an hour: H100=2.5; may be repeated.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="A calibration file on top of what ships.")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1, 50), help="Plans to show.")

@@ -20,9 +20,9 @@ from tokenizers.pre_tokenizers import Split
 
 from tokenmill.core.errors import CheckpointError
 
-_TRIAL_LENGTHS = [2**power for power in range(5, 14)]
+_TRIAL_LENGTHS = [2**power for power in range(5, 15)]
 _MAX_TRIAL_S = 0.005
-_MAX_S_PER_CHAR = 50e-6  # a linear pattern takes about 1e-6; a quadratic one passes this below 8192 characters
+_MAX_S_PER_CHAR = 50e-6  # a linear pattern takes about 1e-6; a quadratic one passes this below 16384 characters
 _TRIAL_CHARS = " \n\t\raA1!_é字"
 _MAX_PATTERN_CHARS = 8192
 
