@@ -1,0 +1,1 @@
+"""Fitted parameters that ship; ``tools/calibration`` writes them."""
