@@ -64,7 +64,7 @@ _HELP = {name: ENGINE_HELP[name] for name in (*CACHE_OPTIONS, *SCHEDULER_OPTIONS
 @click.option("--engine-version", help="And this version of it.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Factors learnt by tokenmill calibrate, on top.")
 @click.option("--memory-share", default=0.9, show_default=True, type=click.FloatRange(0.05, 1.0), help="Of a device.")
-@click.option("--reserved", default="2GB", show_default=True, type=byte_size, help="For activations and buffers.")
+@click.option("--reserved", type=byte_size, help="Of that for activations and buffers; foreseen if not given.")
 @click.option("--price", type=click.FloatRange(0.0), help="Of a device and hour, if the hardware's file has none.")
 @click.option("--replicas", default=1, show_default=True, type=click.IntRange(0), help="Engines behind the router.")
 @click.option("--router", default="least_loaded", show_default=True, help="round_robin, least_loaded, prefix, session.")
@@ -187,7 +187,7 @@ def _cluster(options: Mapping[str, Any], deployment: Deployment, trace: Trace) -
         scheduler,
         depth=options["depth"] or 1,
         memory_share=options["memory_share"],
-        reserved_bytes=options["reserved"],
+        reserved=options["reserved"],
     )
     engine = replace(engine, fast_forward=not options["every_step"])
     scaling = _scaling(options["autoscale"])

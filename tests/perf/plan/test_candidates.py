@@ -7,12 +7,10 @@ from dataclasses import replace
 import pytest
 
 from tests.perf.plan.problems import DEVICE, PAIR, candidates, decoder
-from tokenmill.perf.costs import Layout, formats_named, kv_bytes_per_token, weight_bytes
+from tokenmill.perf.costs import Layout, formats_named, kv_bytes_per_token, reserved_bytes, weight_bytes
 from tokenmill.perf.hardware import Hardware, find
 from tokenmill.perf.plan.candidates import (
-    CONTEXT_BYTES,
     MEMORY_SHARE,
-    buffer_bytes,
     families,
     layouts_of,
     node_size,
@@ -27,9 +25,9 @@ TOKENS, STEP = 1000, 512
 def needed(sequences: int) -> float:
     """Memory of a device that holds the model and so many sequences, with nothing to spare."""
     formats = formats_named("bf16")
-    buffers = buffer_bytes(Deployment(decoder(), formats, Layout(), DEVICE), STEP)
+    reserved = reserved_bytes(decoder(), formats, Layout(), STEP)
     kv = kv_bytes_per_token(decoder(), formats) * TOKENS * sequences
-    return (weight_bytes(decoder(), formats) + kv + CONTEXT_BYTES + buffers) / MEMORY_SHARE
+    return (weight_bytes(decoder(), formats) + kv + reserved) / MEMORY_SHARE
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 13])

@@ -25,13 +25,13 @@ def deployment(model: str = "Llama-3.1-8B", precision: str = "bf16", layout: Lay
 
 def test_blocks_are_what_weights_and_reserve_leave() -> None:
     found = deployment()
-    engine = found.engine(CacheConfig(), SchedulerConfig(), depth=1, memory_share=0.9, reserved_bytes=2e9)
+    engine = found.engine(CacheConfig(), SchedulerConfig(), depth=1, memory_share=0.9, reserved=2e9)
     room = 0.9 * find("H100").memory_bytes - 2e9 - found.weight_bytes
     assert found.kv_bytes_per_token == 32 * 2 * 8 * 128 * 2
     assert engine.cache.num_blocks == int(room / (16 * found.kv_bytes_per_token))
     doubled = deployment(layout=Layout(dp=2))
     assert doubled.num_blocks(16, room) == 2 * found.num_blocks(16, room)
-    given = found.engine(CacheConfig(num_blocks=7), SchedulerConfig(), depth=1, memory_share=0.9, reserved_bytes=0)
+    given = found.engine(CacheConfig(num_blocks=7), SchedulerConfig(), depth=1, memory_share=0.9, reserved=0)
     assert given.cache.num_blocks == 7
 
 

@@ -14,7 +14,13 @@ from tokenmill.perf.costs.collectives import Message
 from tokenmill.perf.costs.formats import Format, Formats, format_named, formats_named
 from tokenmill.perf.costs.layout import Layout
 from tokenmill.perf.costs.ops import Op, step_ops
-from tokenmill.perf.costs.storage import kv_bytes_per_token, largest_batch_of, state_bytes, weight_bytes
+from tokenmill.perf.costs.storage import (
+    kv_bytes_per_token,
+    largest_batch_of,
+    reserved_bytes,
+    state_bytes,
+    weight_bytes,
+)
 from tokenmill.perf.costs.work import Rows, Work
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "formats_named",
     "kv_bytes_per_token",
     "largest_batch_of",
+    "reserved_bytes",
     "state_bytes",
     "step_ops",
     "weight_bytes",

@@ -6,10 +6,17 @@ import math
 
 from tokenmill.perf.costs.formats import Formats
 from tokenmill.perf.costs.layout import Layout
-from tokenmill.perf.shape import Layers, ModelShape
+from tokenmill.perf.shape import Experts, Layers, ModelShape
+from tokenmill.perf.shape.layers import Feed
 
 STATE_BYTES = 4
 """Recurrent states are kept in float32."""
+CONTEXT_BYTES, CHANNEL_BYTES = 0.9e9, 0.4e9
+"""Of each device, beside weights, cache and buffers: driver context and captured graphs; with several devices the
+buffers of collectives too. vLLM 0.19 with an 8B model on one RTX 4090 left 1.24 GB of its share to these and to
+buffers."""
+SAMPLED_ROWS = 256
+"""Rows of logits held at once."""
 
 
 def layer_weight_bytes(shape: ModelShape, run: Layers, formats: Formats, layout: Layout) -> float:
@@ -67,6 +74,24 @@ def state_bytes(shape: ModelShape, layout: Layout | None = None) -> float:
     """Bytes of recurrent state of one sequence on one device."""
     layout = layout or Layout()
     return shape.state_elements * STATE_BYTES / (layout.tp * layout.pp)
+
+
+def reserved_bytes(shape: ModelShape, formats: Formats, layout: Layout, step_tokens: int) -> float:
+    """Of one device, what is neither weights nor cache: context, graphs, channels, and the buffers of a step.
+
+    Args:
+        step_tokens: most tokens of a step.
+    """
+    widest = max((_width(run.feed) for run in shape.layers), default=0)
+    per_token = (4 * shape.hidden_size + 2 * widest / layout.tp) * formats.activations.num_bytes
+    channels = CHANNEL_BYTES if layout.num_devices > 1 else 0.0
+    return CONTEXT_BYTES + channels + step_tokens * per_token + 4 * SAMPLED_ROWS * shape.vocab_size / layout.tp
+
+
+def _width(feed: Feed | None) -> int:
+    if isinstance(feed, Experts):
+        return feed.top_k * feed.intermediate_size + feed.shared_size
+    return feed.intermediate_size if feed else 0
 
 
 def largest_batch_of(

@@ -17,18 +17,13 @@ from dataclasses import dataclass, field
 from tokenmill.core.errors import ConfigError
 from tokenmill.perf import steady
 from tokenmill.perf.calibrate import Calibration, Effects, calibration_for
-from tokenmill.perf.costs import Format, Layout, format_named, formats_named, weight_bytes
+from tokenmill.perf.costs import Format, Layout, format_named, formats_named, reserved_bytes, weight_bytes
 from tokenmill.perf.hardware import Hardware
-from tokenmill.perf.shape import Experts, FeedForward, ModelShape
+from tokenmill.perf.shape import ModelShape
 from tokenmill.perf.terms import Deployment, compact
 
 MEMORY_SHARE = 0.9
 """Of a device's memory, what an engine takes (vLLM's default)."""
-CONTEXT_BYTES = 1.5e9
-"""Of each device: driver context, captured graphs, buffers of collectives."""
-SAMPLED_ROWS = 256
-"""Rows of logits held at once."""
-
 MAX_TENSOR_RANKS = 32
 MAX_STAGES = 8
 MAX_DEVICES = 128
@@ -80,7 +75,8 @@ class Candidate:
         return self._known[key]
 
     def _places(self, tokens: float, step_tokens: int) -> int:
-        reserved = CONTEXT_BYTES + buffer_bytes(self.deployment, step_tokens)
+        found = self.deployment
+        reserved = reserved_bytes(found.shape, found.formats, found.layout, step_tokens)
         if self.drafts:
             reserved += self.weight_bytes * DRAFT_COST / (1 + DRAFT_COST)
         rule = steady.MemoryRule(MEMORY_SHARE, True, reserved)
@@ -99,20 +95,6 @@ class Family:
     precision: str
     candidates: list[Candidate] = field(default_factory=list)
     refused: list[tuple[Layout, str]] = field(default_factory=list)
-
-
-def buffer_bytes(deployment: Deployment, step_tokens: int) -> float:
-    """Of one device: what flows between the products of a step's layer, and the logits that are sampled."""
-    shape, layout, size = deployment.shape, deployment.layout, deployment.formats.activations.num_bytes
-    widest = max((_width(run.feed) for run in shape.layers), default=0)
-    per_token = (4 * shape.hidden_size + 2 * widest / layout.tp) * size
-    return step_tokens * per_token + 4 * SAMPLED_ROWS * shape.vocab_size / layout.tp
-
-
-def _width(feed: FeedForward | Experts | None) -> int:
-    if isinstance(feed, Experts):
-        return feed.top_k * feed.intermediate_size + feed.shared_size
-    return feed.intermediate_size if feed else 0
 
 
 def families(
@@ -170,7 +152,7 @@ def _not_there(layout: Layout, device: Hardware) -> str | None:
 def _too_small(candidate: Candidate) -> str:
     there = candidate.hardware.memory_bytes * MEMORY_SHARE
     needed = candidate.weight_bytes
-    if needed + CONTEXT_BYTES > there:
+    if needed > there:
         return f"{needed / 1e9:.1f} GB of weights on each device of {there / 1e9:.1f} GB usable"
     return f"no room for one sequence beside {needed / 1e9:.1f} GB of weights in {there / 1e9:.1f} GB usable"
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from tokenmill.core.engine_config import CacheConfig, SchedulerConfig
 from tokenmill.perf.metrics import summarize
-from tokenmill.perf.plan.candidates import CONTEXT_BYTES, MEMORY_SHARE, buffer_bytes
+from tokenmill.perf.plan.candidates import MEMORY_SHARE
 from tokenmill.perf.plan.predict import Instance, seen
 from tokenmill.perf.plan.search import Plan
 from tokenmill.perf.plan.workload import Workload
@@ -96,10 +96,7 @@ def _setup(instance: Instance, max_seqs: int) -> EngineSetup:
     layout = instance.layout
     whole = instance.step_tokens * layout.dp
     scheduler = SchedulerConfig(max_seqs=max(max_seqs // layout.pp, 1), max_step_tokens=whole)
-    reserved = CONTEXT_BYTES + buffer_bytes(instance.candidate.deployment, instance.step_tokens)
-    setup = _deployment(instance).engine(
-        CacheConfig(), scheduler, depth=1, memory_share=MEMORY_SHARE, reserved_bytes=reserved
-    )
+    setup = _deployment(instance).engine(CacheConfig(), scheduler, depth=1, memory_share=MEMORY_SHARE)
     assert setup.cache.num_blocks is not None
     return replace(setup, cache=replace(setup.cache, num_blocks=max(setup.cache.num_blocks // layout.pp, 1)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenmill.core.engine_config import CacheConfig, SchedulerConfig
 from tokenmill.core.errors import CheckpointError, DoesNotFit
 from tokenmill.perf.calibrate import Calibration
-from tokenmill.perf.costs import Formats, Layout, kv_bytes_per_token, weight_bytes
+from tokenmill.perf.costs import Formats, Layout, kv_bytes_per_token, reserved_bytes, weight_bytes
 from tokenmill.perf.hardware import Hardware
 from tokenmill.perf.models import find_model
 from tokenmill.perf.roofline import Roofline
@@ -41,22 +41,22 @@ class Deployment:
         """Of one position, on one device."""
         return kv_bytes_per_token(self.shape, self.formats, self.layout)
 
-    def kv_bytes(self, memory_share: float, reserved_bytes: float) -> float:
+    def kv_bytes(self, memory_share: float, reserved: float) -> float:
         """What a device has left for keys and values.
 
         Args:
             memory_share: of the device's memory, what the engine may use.
-            reserved_bytes: for activations, graphs and buffers, within that share.
+            reserved: bytes for activations, graphs and buffers, within that share.
 
         Raises:
             DoesNotFit: nothing is left.
         """
         total = self.hardware.memory_bytes
-        room = total * memory_share - self.weight_bytes - reserved_bytes
+        room = total * memory_share - self.weight_bytes - reserved
         if room <= 0:
             raise DoesNotFit(
                 f"{self.shape.name} needs {self.weight_bytes / 1e9:.1f} GB of weights per device and "
-                f"{reserved_bytes / 1e9:.1f} GB beside them; "
+                f"{reserved / 1e9:.1f} GB beside them; "
                 f"{self.hardware.name} gives {total * memory_share / 1e9:.1f} GB: "
                 "spread it over more devices (--tp, --pp), or take a smaller --precision"
             )
@@ -75,11 +75,24 @@ class Deployment:
         return blocks * self.layout.dp
 
     def engine(
-        self, cache: CacheConfig, scheduler: SchedulerConfig, *, depth: int, memory_share: float, reserved_bytes: float
+        self,
+        cache: CacheConfig,
+        scheduler: SchedulerConfig,
+        *,
+        depth: int,
+        memory_share: float,
+        reserved: float | None = None,
     ) -> EngineSetup:
-        """A simulated engine of this deployment; the number of blocks is worked out where ``cache`` leaves it open."""
+        """A simulated engine of this deployment; the number of blocks is worked out where ``cache`` leaves it open.
+
+        Args:
+            reserved: bytes of a device for what is neither weights nor cache; None: foreseen from the largest step.
+        """
+        if reserved is None:
+            tokens = -(-scheduler.max_step_tokens // self.layout.dp)
+            reserved = reserved_bytes(self.shape, self.formats, self.layout, tokens)
         if cache.num_blocks is None:
-            room = cache.kv_memory_bytes or self.kv_bytes(memory_share, reserved_bytes)
+            room = cache.kv_memory_bytes or self.kv_bytes(memory_share, reserved)
             cache = replace(cache, num_blocks=self.num_blocks(cache.block_size, room))
         cost = Roofline(self.shape, self.formats, self.layout, self.hardware, self.calibration)
         return EngineSetup(cost, cache, scheduler, depth)
