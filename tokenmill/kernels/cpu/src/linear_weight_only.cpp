@@ -1,9 +1,9 @@
 // Linear layers with weights in 8 or 4 bits and activations in bfloat16: only the weights are rounded ("weight-only").
 //
-// A chunk of a panel is unpacked once, w = scale * (u - z), into bfloat16 pairs in the second-level cache, and the tiles of
+// A chunk of a panel is unpacked once, w = scale * (u - z), into bfloat16 pairs that stay in the caches, and the tiles of
 // linear_bf16.h run over those. So memory is read as in 8 or 4 bits, and what is computed is what a bfloat16 layer with
 // these weights would give, bit for bit, whoever shares the step. Unpacking costs one multiply-add and half a rounding per
-// weight and block of rows: with one row about as long as reading takes, with many next to nothing.
+// weight and block of rows: with one row longer than reading takes, with many next to nothing.
 #include "linear_bf16.h"
 
 namespace {
@@ -19,16 +19,29 @@ struct Nibbles {
     static INLINE i32xn quad(i32xn stored, int q) { return (q == 0 ? stored : stored >> 4) & 0x0f0f0f0f; }
 };
 
-// The bits of a float rounded to bfloat16, to nearest and even, in the upper half.
-INLINE u32xn rounded(f32xn v) {
+// Pairs of floats rounded to bfloat16, to nearest and even: `low` in the lower halves of the result, `high` in the upper.
+#if defined(__AVX512BF16__)
+INLINE u32xn pairs(f32xn low, f32xn high) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (u32xn)_mm512_permutexvar_epi16(order, both);
+}
+#else
+INLINE u32xn rounded(f32xn v) {  // in the upper half
     const u32xn bits = (u32xn)v;
     return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
 }
+INLINE u32xn pairs(f32xn low, f32xn high) { return (rounded(low) >> 16) | rounded(high); }
+#endif
 
 template <class Stored> struct WeightOnly {
     static constexpr int kInputs = 4 * Stored::kQuads;  // of a packed step
 
-    static int64_t chunk_inputs(const Weight& weight, int64_t) { return kChunkInputs / weight.group * weight.group; }
+    // Where one tile takes all rows a group at a time, which the first-level cache holds.
+    static int64_t chunk_inputs(const Weight& weight, int64_t count) {
+        return count <= kTileRows ? weight.group : kChunkInputs / weight.group * weight.group;
+    }
 
     static NOINLINE void unpack(const uint8_t* from, const f16* scales, int64_t groups, int64_t group, bf16* to) {
         char* out = reinterpret_cast<char*>(to);
@@ -51,7 +64,7 @@ template <class Stored> struct WeightOnly {
                             const f32xn low = to_f32((quad >> (16 * pair)) & 0xff);
                             const f32xn high = to_f32((quad >> (16 * pair + 8)) & 0xff);
                             store(out + (2 * q + pair) * kStepBytes + v * 4 * kNative,
-                                  (rounded(fma(low, scale[v], zero[v])) >> 16) | rounded(fma(high, scale[v], zero[v])));
+                                  pairs(fma(low, scale[v], zero[v]), fma(high, scale[v], zero[v])));
                         }
                     }
                 }
