@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from tokenmill.core.errors import ConfigError
 from tokenmill.perf.metrics import (
     SLO,
     Timeline,
@@ -15,6 +16,7 @@ from tokenmill.perf.metrics import (
     bandwidth_utilization,
     cost_per_million,
     goodput,
+    parse_limit,
     percentile,
     prefix_tokens_saved,
     static_batch_waste,
@@ -89,3 +91,10 @@ def test_static_batch_waste() -> None:
 
 def test_prefix_cache_saves_almost_every_shared_token() -> None:
     assert prefix_tokens_saved(1000, 1_000_000) == pytest.approx(1e9, rel=1e-5)
+
+
+def test_a_limit_is_a_time_above_zero_in_seconds_or_with_its_unit() -> None:
+    assert [parse_limit("ttft", text) for text in ("0.5", "200ms", " 2 s", "1min")] == [0.5, 0.2, 2.0, 60.0]
+    for text in ("", "nan", "-1", "0", "inf", "5 years"):
+        with pytest.raises(ConfigError, match=r"--slo: itl must be a time above 0"):
+            parse_limit("itl", text)

@@ -31,8 +31,8 @@ from tokenmill.perf.diagnose import (
 )
 from tokenmill.perf.diagnose.prometheus import LATENCIES, Page, Window, foreign_case
 from tokenmill.perf.hardware import Hardware, find
-from tokenmill.perf.models import find_model
-from tokenmill.perf.shape import ModelShape, shape_from_config
+from tokenmill.perf.metrics import parse_limit
+from tokenmill.perf.simulate.deployment import find_shape
 from tokenmill.perf.terms import Deployment
 
 INTERVAL_S = 1.0
@@ -62,17 +62,13 @@ class Wishes:
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """``ttft=0.5,itl=0.05`` to seconds by metric; raises ``ConfigError``."""
+    """``ttft=0.5,itl=50ms`` to seconds by metric; raises ``ConfigError``."""
     found = {}
     for item in filter(None, text.split(",")):
         name, _, value = item.partition("=")
-        try:
-            limit = float(value)
-        except ValueError:
-            limit = 0.0
-        if name.strip() not in LATENCIES or not 0.0 < limit < float("inf"):
+        if name.strip() not in LATENCIES:
             raise ConfigError(f"--slo {item!r}: give NAME=SECONDS above 0, with a name of {', '.join(LATENCIES)}")
-        found[name.strip()] = limit
+        found[name.strip()] = parse_limit(name.strip(), value)
     return found
 
 
@@ -117,7 +113,7 @@ async def _watch(url: str, wishes: Wishes) -> tuple[Case, dict[str, float]]:
     deployment = None
     if device is not None and wishes.model is not None:
         formats = formats_named(wishes.precision)
-        deployment = Deployment(_shape(wishes.model), formats, Layout(tp=wishes.tp), device)
+        deployment = Deployment(find_shape(wishes.model), formats, Layout(tp=wishes.tp), device)
         deployment.layout.check(deployment.shape)
     limits = Limits(eager=wishes.eager)
     return replace(foreign_case(window, deployment, limits), watched_s=watched_s), window.latencies()
@@ -191,17 +187,6 @@ def _config(model: str) -> Any:
     from tokenmill.launch import model_config
 
     return model_config(model)
-
-
-def _shape(model: str) -> ModelShape:
-    """By name, or from a ``config.json`` or the folder with it."""
-    path = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
-    if path.suffix != ".json":
-        return find_model(model)
-    data = _json_object(path.read_text(encoding="utf-8"))
-    if not data:
-        raise ConfigError(f"--model {model}: not a config.json")
-    return shape_from_config(data, path.parent.name)
 
 
 def _machine(wishes: Wishes, progress: Callable[[str], None]) -> Hardware:

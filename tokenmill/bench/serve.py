@@ -30,7 +30,7 @@ from typing import Any, Literal
 from tokenmill.bench.http import Client, HttpFailure
 from tokenmill.bench.load import PlannedRequest, prompt_text, synthetic_text
 from tokenmill.core.errors import SetupError
-from tokenmill.perf.metrics import SLO, Timeline
+from tokenmill.perf.metrics import SLO, Timeline, parse_limit
 
 CALIBRATION_WORDS = 64
 BLOCKS_IN_USE = re.compile(r"^(?:tokenmill_|vllm:)kv_cache_usage_perc\S*\s+(\S+)", re.MULTILINE)
@@ -252,17 +252,15 @@ def parse_slo(text: str | None) -> SLO:
     """``"ttft=0.5,itl=0.1"`` (seconds) → limits; None → no limits.
 
     Raises:
-        SetupError: an unknown name or no number.
+        SetupError: an unknown name.
+        ConfigError: no time above 0.
     """
     limits: dict[str, float] = {}
     for part in (text or "").split(",") if text else ():
-        name, _, value = part.partition("=")
-        try:
-            limits[{"ttft": "ttft_s", "tpot": "tpot_s", "itl": "itl_s", "e2e": "e2e_s"}[name.strip()]] = float(value)
-        except (KeyError, ValueError):
-            raise SetupError(
-                f"--slo {text!r}: write limits in seconds, such as ttft=0.5,tpot=0.05,itl=0.2,e2e=10"
-            ) from None
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in ("ttft", "tpot", "itl", "e2e"):
+            raise SetupError(f"--slo {text!r}: write limits in seconds, such as ttft=0.5,tpot=0.05,itl=0.2,e2e=10")
+        limits[f"{name}_s"] = parse_limit(name, value)
     return SLO(**limits)
 
 

@@ -8,8 +8,11 @@ means: one request of 3 s among nine of 0.1 s makes a mean that no request had.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from tokenmill.core.errors import ConfigError
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -76,6 +79,26 @@ class SLO:
             (self.e2e_s, timeline.e2e_s),
         )
         return all(limit is None or value <= limit for limit, value in pairs)
+
+
+_TIME = re.compile(r"([-+\w.]+?)\s*(ms|us|s|min)?", re.IGNORECASE)
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+
+
+def parse_limit(key: str, text: str) -> float:
+    """``0.2``, ``200ms`` → seconds, for the key of an ``--slo``.
+
+    Raises:
+        ConfigError: it is no time above 0; names the key.
+    """
+    match = _TIME.fullmatch(text.strip())
+    try:
+        seconds = float(match[1]) * _UNITS[(match[2] or "s").lower()] if match else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"--slo: {key} must be a time above 0, in seconds or like 200ms, not {text!r}")
+    return seconds
 
 
 def goodput(timelines: Sequence[Timeline], slo: SLO, duration_s: float) -> float:

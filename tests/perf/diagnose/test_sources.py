@@ -187,7 +187,10 @@ def test_other_files_are_refused_in_a_line(
         (("http://127.0.0.1:9",), "is it running"),
         (("no/such/file",), "give a server's address"),
         (("http://127.0.0.1:9", "--seconds", "0"), "--seconds must be above 0"),
-        (("http://127.0.0.1:9", "--slo", "ttft=fast"), "ttft=fast"),
+        (
+            ("http://127.0.0.1:9", "--slo", "ttft=fast"),
+            "ttft must be a time above 0, in seconds or like 200ms, not 'fast'",
+        ),
         (("http://127.0.0.1:9", "--slo", "speed=1"), "with a name of ttft, itl, tpot, e2e"),
     ],
 )

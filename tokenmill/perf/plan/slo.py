@@ -11,19 +11,17 @@ e2e     from sending the request to its last token
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from tokenmill.core.errors import ConfigError
+from tokenmill.perf.metrics import parse_limit
 from tokenmill.perf.plan.workload import STATISTICS
 
 METRICS = ("ttft", "itl", "tpot", "e2e")
 USUAL = "p99"
 """What a limit without a percentile is for."""
-_VALUE = re.compile(r"([-+\w.]+?)\s*(ms|us|s|min)?", re.IGNORECASE)
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +62,11 @@ def parse_slo(text: str) -> Limits:
             )
             raise ConfigError(f"--slo: unknown key {key!r}; {hint}")
         metric, _, statistic = key.partition("_")
-        limit = Limit(metric, statistic or USUAL, _seconds(key, value))
+        limit = Limit(metric, statistic or USUAL, parse_limit(key, value))
         if limit.name in found:
             raise ConfigError(f"--slo: {limit.name} is given twice")
         found[limit.name] = limit
     return tuple(found.values())
-
-
-def _seconds(key: str, text: str) -> float:
-    match = _VALUE.fullmatch(text)
-    try:
-        seconds = float(match[1]) * _UNITS[(match[2] or "s").lower()] if match else math.nan
-    except ValueError:
-        seconds = math.nan
-    if not (0 < seconds < math.inf):
-        raise ConfigError(f"--slo: {key} must be a time above 0, in seconds or like 200ms, not {text!r}")
-    return seconds
 
 
 def breaches(limits: Limits, of: Callable[[str, str], float]) -> list[tuple[Limit, float]]:
