@@ -97,7 +97,7 @@ def parse_limit(key: str, text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ConfigError(f"--slo: {key} must be a time above 0, in seconds or like 200ms, not {text!r}")
+        raise ConfigError(f"--slo: {key} must be a time above 0, like {key}=0.5 or {key}=200ms, not {text!r}")
     return seconds
 
 

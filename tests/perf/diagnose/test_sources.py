@@ -189,7 +189,7 @@ def test_other_files_are_refused_in_a_line(
         (("http://127.0.0.1:9", "--seconds", "0"), "--seconds must be above 0"),
         (
             ("http://127.0.0.1:9", "--slo", "ttft=fast"),
-            "ttft must be a time above 0, in seconds or like 200ms, not 'fast'",
+            "ttft must be a time above 0, like ttft=0.5 or ttft=200ms, not 'fast'",
         ),
         (("http://127.0.0.1:9", "--slo", "speed=1"), "with a name of ttft, itl, tpot, e2e"),
     ],
