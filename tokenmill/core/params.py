@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from tokenmill.core.errors import InvalidRequest
+from tokenmill.core.grammar import Grammar
 
 MAX_N = 128
 MAX_BEST_OF = 20
@@ -81,6 +82,8 @@ class SamplingParams:
     """The same for the prompt's tokens; such a request does not read the prefix cache."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    grammar: Grammar | None = None
+    """If given, only answers that it accepts can be generated."""
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, 1, MAX_N)

@@ -37,6 +37,8 @@ class Submission:
     tenant: str = "default"
     cache_salt: str = ""
     cache: CacheHints = CacheHints()
+    background: bool = False
+    """Batch work: it runs in what interactive requests leave, and gives way to them."""
 
 
 @dataclass(frozen=True, slots=True)
