@@ -280,13 +280,14 @@ def machine_of(ceilings: str, model: StepModel) -> Hardware | None:
 def measure_machine(pool: Pool) -> Hardware:
     """What this machine does with the threads of ``pool``, in about a quarter of a second."""
     from tokenmill.kernels.cpu.ceilings import QUICK_BYTES, measure
+    from tokenmill.kernels.cpu.isa import processor_family
 
     found = measure(pool.library, pool, num_bytes=min(QUICK_BYTES, available_memory_bytes() // 4))
     return Hardware(
         name="this machine",
         kind="cpu",
         vendor="",
-        family="",
+        family=processor_family(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         memory_bytes_per_s=found.bytes_per_s,
         peaks={"bf16": found.bf16_per_s, "int8": found.int8_per_s},

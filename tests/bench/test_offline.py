@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from tests.cli.support import call
 from tokenmill.bench.offline import run
 from tokenmill.cli import main
 from tokenmill.core.errors import ConfigError
+from tokenmill.engine.telemetry import StepAccount
+from tokenmill.perf.calibrate import load_effects
 from tokenmill.perf.result import missing_in, runs_of
 
+Capsys = pytest.CaptureFixture[str]
 LENGTHS = [(10, 4), (40, 6), (3, 1)]
 
 
@@ -72,6 +76,45 @@ def test_memory_and_bandwidth_stand_beside_what_was_foreseen(result: dict[str, A
         assert memory["measured_to_predicted"] == memory["peak_bytes"] / memory["predicted_bytes"]
         assert 0 < point["bandwidth"]["share"] < 1
     assert int8["memory"]["foreseen_bytes"]["weights"] < bf16["memory"]["foreseen_bytes"]["weights"]
+
+
+def test_the_cost_model_says_what_each_turn_should_have_brought(result: dict[str, Any]) -> None:
+    for point in runs_of(result):
+        ratios = point["foreseen"]["measured_to_foreseen"]
+        assert set(ratios) == {"output_tokens_per_s", "ttft_s", "tpot_s", "e2e_s"}
+        assert all(0.001 < ratio < 1000 for ratio in ratios.values())  # four tokens say nothing about the kernels
+        assert len(point["turns"]) == 2
+        for turn in point["turns"]:
+            account = StepAccount.from_dict(turn["account"])
+            assert 6 <= account.num_steps <= 12
+            assert 0 < account.busy_s <= turn["seconds"] * 1.01
+            assert turn["ceilings"]["memory_bytes_per_s"] > 1e9
+
+
+def test_calibrate_learns_this_engine_from_it(result: dict[str, Any], tmp_path: Path, capsys: Capsys) -> None:
+    (tmp_path / "offline.json").write_text(json.dumps(result))
+    done = call(capsys, "calibrate", tmp_path / "offline.json", "--output", tmp_path / "own.json")
+    assert done.code == 0
+    assert "weights:bf16" in done.out and "weights:int8" in done.out
+    keys = {key for table in load_effects(tmp_path / "own.json").effects.values() for key in table}
+    assert {key.rpartition(",")[2] for key in keys} == {"weights:int8", "weights:bf16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("{", "line 1"),
+        ("[]", "not a result of bench offline"),
+        ('{"bench": "offline"}', "bench offline"),
+        ('{"bench": "offline", "turns": [{}], "about": {}}', "not a result of this version"),
+    ],
+)
+def test_calibrate_refuses_other_files(text: str, remedy: str, tmp_path: Path, capsys: Capsys) -> None:
+    (tmp_path / "wrong.json").write_text(text)
+    done = call(capsys, "calibrate", tmp_path / "wrong.json", "--output", tmp_path / "own.json")
+    assert (done.code, done.out) == (1, "")
+    assert "wrong.json" in done.err and remedy in done.err
+    assert not (tmp_path / "own.json").exists()
 
 
 def test_unknown_options_are_refused_before_anything_is_started() -> None:

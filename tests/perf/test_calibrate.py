@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tokenmill.core.errors import ConfigError
+from tokenmill.core.model_config import ModelConfig
+from tokenmill.core.precision import Precision
+from tokenmill.engine.telemetry import StepAccount, StepClass
 from tokenmill.perf.calibrate import (
     Calibration,
     Effects,
@@ -21,11 +26,15 @@ from tokenmill.perf.calibrate import (
     shipped_effects,
 )
 from tokenmill.perf.costs import formats_named
-from tokenmill.perf.hardware import find
+from tokenmill.perf.diagnose import Limits, deployment_of, describe
+from tokenmill.perf.diagnose.pricing import work_of
+from tokenmill.perf.hardware import Hardware, find
 from tokenmill.perf.models import find_model
+from tokenmill.perf.roofline import seconds_of
 from tokenmill.perf.score.fitting import fit_files, solve
 from tokenmill.perf.score.predict import NO_CORRECTIONS, Predictor
 from tokenmill.perf.score.rows import COLUMNS, read_rows
+from tokenmill.perf.score.turns import fit_results, merged
 from tokenmill.perf.terms import NAMES
 
 H100 = find("h100_sxm")
@@ -203,3 +212,45 @@ def test_it_follows_a_change_and_stays_in_bounds() -> None:
 def test_a_plain_calibration_is_the_datasheet() -> None:
     assert set(Calibration().factors) == {1.0}
     assert json.dumps(shipped_effects().note)
+
+
+# ---- from turns of bench offline ---------------------------------------------------------------------------
+
+
+QWEN3 = {
+    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "intermediate_size": 3072,
+    "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
+}  # fmt: skip
+MACHINE = Hardware(
+    name="this machine", kind="cpu", vendor="", family="avx512", memory_bytes=32e9, memory_bytes_per_s=40e9,
+    peaks={"bf16": 0.5e12, "int8": 1e12}, source="made up", confidence="measured",
+)  # fmt: skip
+
+
+def turns(factors: dict[str, float]) -> dict[str, Any]:
+    """A result of ``bench offline`` in which every step took what the roofline says under these factors."""
+    config = ModelConfig.from_hf(QWEN3)
+    precision = Precision("fast", "int8", "int8", "bf16")
+    about = describe(config, "made-up", precision, None, Limits())
+    deployment = deployment_of(config, "made-up", precision, MACHINE)
+    prior = calibration_for(MACHINE, "tokenmill", shape=deployment.shape, formats=deployment.formats)
+    true = [factor * factors.get(name, 1.0) for name, factor in zip(NAMES, prior.factors, strict=True)]
+    classes = {}
+    for key, (rows, tokens) in enumerate([(1, 0), (8, 0), (32, 0), (64, 0), (0, 64), (0, 256), (0, 512), (16, 200)]):
+        each = StepClass(10, 0, 10 * rows, 10 * rows * 300, 10 * bool(tokens), 10 * tokens, 0, 10 * rows)
+        seconds = 10 * seconds_of(deployment.terms(work_of(each)), true)
+        classes[key] = each._replace(seconds=seconds)
+    account = StepAccount({"model": sum(each.seconds for each in classes.values())}, classes)
+    turn = {"seconds": 1.0, "ceilings": asdict(MACHINE), "account": account.as_dict()}
+    return json.loads(json.dumps({"bench": "offline", "about": about, "turns": [turn]}))
+
+
+def test_own_factors_are_found_again() -> None:
+    true = {"linear.memory": 1.3, "linear.compute": 0.8}
+    (fitted,) = fit_results({"made up": turns(true)})
+    assert fitted.key == "engine:tokenmill,family:avx512,weights:int8"
+    assert fitted.error_before > 0.1 and fitted.error_after < 0.02
+    for name, factor in true.items():
+        assert fitted.factors[name] == pytest.approx(factor, rel=0.1)
+    assert set(merged([fitted]).spread) == {fitted.key}

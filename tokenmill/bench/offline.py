@@ -5,10 +5,13 @@ own, and it loads once and stays. The sets take turns, prompt for prompt the sam
 measured in the same turn: a shared machine is twice as quick at one minute as at the next. A process that is not its
 turn sleeps; all of them must fit into memory together.
 
-Beside each turn the bandwidth of memory is measured. Every step reads all weights once, and every token the keys and
+Beside each turn the machine's ceilings are measured. Every step reads all weights once, and every token the keys and
 values before it::
 
     share of the bandwidth = (steps * weights + keys and values seen) / (seconds * bandwidth)
+
+From the same ceilings the cost model says what the turn should have brought (``bench/foresee.py``), and each turn's
+account of its steps is kept, from which ``tokenmill calibrate`` learns.
 
 Times count from when the engine gets a prompt (``LLM`` hands on four per place in the batch), so the wait in its queue
 is in the time to first token.
@@ -25,23 +28,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tokenmill import __version__
+from tokenmill.bench.foresee import compare, foresee
 from tokenmill.bench.load import scale_to_context
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import ConfigError, TokenmillError
+from tokenmill.engine.telemetry import Telemetry
+from tokenmill.perf.diagnose import Limits, describe
+from tokenmill.perf.hardware import Hardware
 from tokenmill.perf.memory import Group, kv_position_bytes
 from tokenmill.perf.metrics import SLO, Timeline
 from tokenmill.perf.result import Counts, Delivered, Seen, Window, make_run
 
 WARMUP_PROMPTS, WARMUP_TOKENS = 2, 4
-PROBES = 2
-"""Readings of the memory before and after each turn; the best counts."""
 FIRST_TOKEN_ID = 5  # below it are special tokens
 MEMORY_GROUPS: tuple[Group, ...] = ("weights", "kv", "workspace", "process")
 
@@ -69,16 +74,15 @@ def run(
             worker.ready = worker.answer()
         limit = min(worker.ready["max_context"] for worker in workers)
         scaled, num_scaled = scale_to_context(lengths, limit)
-        bandwidth = _bandwidth_probe(max(worker.ready["threads"] for worker in workers))
+        ceilings = _ceilings_probe(max(worker.ready["threads"] for worker in workers))
         for turn in range(repeat):
             for worker in workers:
                 progress(f"turn {turn + 1} of {repeat}{_label(worker.options)}")
-                before = bandwidth()
+                before = ceilings()
                 found = worker.ask({"lengths": scaled, "seed": f"{seed}:{turn}"})
                 if not found["requests"]:
                     raise ConfigError(f"no prompt could be answered: {next(iter(found['errors']))}")
-                # Others may have slowed the memory down meanwhile: what it can do is what it did at its best.
-                found["bandwidth_bytes_per_s"] = max(before, bandwidth())
+                found["ceilings"] = _best(before, ceilings())
                 worker.turns.append(found)
     first = workers[0]
     points = [worker.point() | {"ratio": _ratio(worker.rates(), first.rates())} for worker in workers]
@@ -99,17 +103,27 @@ def _label(options: Mapping[str, Any]) -> str:
     return "".join(f", {name}={value}" for name, value in options.items())
 
 
-def _bandwidth_probe(num_threads: int) -> Callable[[], float]:
-    """Measures bytes per second that so many threads read; 0 where there are no compiled kernels to measure with."""
-    from tokenmill.bench.kernels import Reader
+def _ceilings_probe(num_threads: int) -> Callable[[], Hardware | None]:
+    """Measures what so many threads do; None where there are no compiled kernels to measure with."""
     from tokenmill.kernels.cpu.build import NoCompiler
     from tokenmill.kernels.cpu.library import load
+    from tokenmill.launch import measure_machine
 
     try:
-        library = load()
+        return partial(measure_machine, load().new_pool(num_threads))
     except NoCompiler:
-        return lambda: 0.0
-    return partial(Reader(library, library.new_pool(num_threads)).bytes_per_s, PROBES)
+        return lambda: None
+
+
+def _best(before: Hardware | None, after: Hardware | None) -> Hardware | None:
+    """Others may have slowed the machine down at one moment: what it can do is what it did at its best."""
+    if before is None or after is None:
+        return None
+    return replace(
+        before,
+        memory_bytes_per_s=max(before.memory_bytes_per_s, after.memory_bytes_per_s),
+        peaks={name: max(peak, after.peaks[name]) for name, peak in before.peaks.items()},
+    )
 
 
 # ---- one set of options -----------------------------------------------------------------------------------
@@ -119,6 +133,7 @@ def _bandwidth_probe(num_threads: int) -> Callable[[], float]:
 class _Worker:
     """A process with the model loaded: it answers each line with a line."""
 
+    model: str
     options: Mapping[str, Any]
     process: subprocess.Popen[str]
     errors: IO[str]
@@ -152,28 +167,42 @@ class _Worker:
         """The turn whose rate is the median, with what all turns together say."""
         rates = self.rates()
         turn = self.turns[rates.index(statistics.median_low(rates))]
-        requests = turn["requests"]
-        timelines = [Timeline(r["ttft_s"], r["e2e_s"], (), r["output_tokens"]) for r in requests]
-        counts = Counts(completed=len(requests), failed=turn["failed"])
-        delivered = Delivered(
-            len(requests),
-            sum(r["input_tokens"] for r in requests),
-            _output_tokens(turn),
-            sum(r["cached_tokens"] for r in requests),
-        )
-        found = make_run(Seen(timelines), counts, delivered, Window("measured", 0.0, turn["seconds"]), SLO())
-        found["throughput"]["total_tokens_per_s"] = (delivered.input_tokens + delivered.output_tokens) / turn["seconds"]
         return {
             "options": dict(self.options),
             "precision": self.ready["precision"],
             "threads": self.ready["threads"],
-            **found,
+            **_figures(turn),
             "errors": turn["errors"],
             "steps": turn["steps"],
             "preemptions": turn["preemptions"],
             "repeats": {"output_tokens_per_s": rates},
             "memory": self._memory(),
             "bandwidth": self._bandwidth(turn),
+            "foreseen": self._foreseen(),
+            "about": self.ready["about"],
+            "turns": [
+                {
+                    "seconds": each["seconds"],
+                    "ceilings": None if each["ceilings"] is None else asdict(each["ceilings"]),
+                    "account": each["account"],
+                }
+                for each in self.turns
+            ],
+        }
+
+    def _foreseen(self) -> dict[str, Any] | None:
+        """What the cost model says of every turn, under that turn's ceilings: the median of measured over foreseen."""
+        config = EngineConfig.from_options(model=self.model, **self.options)
+        ratios: list[dict[str, float]] = []
+        for turn in self.turns:
+            if turn["ceilings"] is None:
+                return None
+            lengths = [(r["input_tokens"], r["output_tokens"]) for r in turn["requests"]]
+            ratios.append(compare(_figures(turn), foresee(self.ready["about"], config, lengths, turn["ceilings"])))
+        names = [name for name in ratios[0] if all(name in each for each in ratios)]
+        return {
+            "measured_to_foreseen": {name: statistics.median(each[name] for each in ratios) for name in names},
+            "turns": ratios,
         }
 
     def _memory(self) -> dict[str, Any]:
@@ -191,15 +220,32 @@ class _Worker:
         }
 
     def _bandwidth(self, turn: Mapping[str, Any]) -> dict[str, float] | None:
-        if not self.ready["fast"] or not turn["bandwidth_bytes_per_s"]:
+        ceilings: Hardware | None = turn["ceilings"]
+        if not self.ready["fast"] or ceilings is None:
             return None
         seen = sum(
             r["output_tokens"] * (r["input_tokens"] + r["output_tokens"] / 2) * self.ready["position_bytes"]
             for r in turn["requests"]
         )
         per_s = (turn["steps"] * self.ready["weights_bytes"] + seen) / turn["seconds"]
-        measured = turn["bandwidth_bytes_per_s"]
+        measured = ceilings.memory_bytes_per_s
         return {"used_bytes_per_s": per_s, "measured_bytes_per_s": measured, "share": per_s / measured}
+
+
+def _figures(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn in the form that all results share."""
+    requests = turn["requests"]
+    timelines = [Timeline(r["ttft_s"], r["e2e_s"], (), r["output_tokens"]) for r in requests]
+    counts = Counts(completed=len(requests), failed=turn["failed"])
+    delivered = Delivered(
+        len(requests),
+        sum(r["input_tokens"] for r in requests),
+        _output_tokens(turn),
+        sum(r["cached_tokens"] for r in requests),
+    )
+    found = make_run(Seen(timelines), counts, delivered, Window("measured", 0.0, turn["seconds"]), SLO())
+    found["throughput"]["total_tokens_per_s"] = (delivered.input_tokens + delivered.output_tokens) / turn["seconds"]
+    return found
 
 
 def _output_tokens(turn: Mapping[str, Any]) -> int:
@@ -212,7 +258,7 @@ def _worker(model: str, options: Mapping[str, Any]) -> Iterator[_Worker]:
         command = [sys.executable, "-m", "tokenmill.bench.offline"]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
-        worker = _Worker(options, process, errors, {}, [])
+        worker = _Worker(model, options, process, errors, {}, [])
         try:
             worker.tell({"model": model, "options": dict(options)})
             yield worker
@@ -241,7 +287,9 @@ def _serve_parent(lines: Iterator[str], answers: IO[str]) -> None:
         checkpoint, measured = llm.launched.checkpoint, llm.launched.measured
         ledger = checkpoint.ledger
         spare = sum(item.num_bytes for item in ledger.items if item.name == "left to the machine")
+        limits = Limits(num_blocks=ledger.num_blocks, block_size=ledger.block_size)
         foreseen = {group: ledger.group_bytes(group) for group in MEMORY_GROUPS}
+        llm.launched.engine.telemetry = Telemetry()
         _answer_turn(llm, [(WARMUP_TOKENS, WARMUP_TOKENS)] * WARMUP_PROMPTS, "warm-up")
         answer(
             {
@@ -255,6 +303,7 @@ def _serve_parent(lines: Iterator[str], answers: IO[str]) -> None:
                 "block_bytes": foreseen["kv"] / ledger.num_blocks,
                 "foreseen_bytes": foreseen | {"process": foreseen["process"] - spare},
                 "resident_before_bytes": before,
+                "about": describe(checkpoint.config, checkpoint.name, ledger.precision, None, limits),
             }
         )
         for line in lines:
@@ -271,6 +320,8 @@ def _answer_turn(llm: Any, lengths: Sequence[tuple[int, int]], seed: str) -> dic
     scheduler = llm.launched.engine.scheduler
     pool, steps, preemptions = scheduler.cache.pool, scheduler.num_steps, scheduler.num_preemptions
     requests, errors, touched = [], [], 0
+    telemetry, clock = llm.launched.engine.telemetry, llm.launched.engine.clock
+    account = telemetry.account(clock.now())
     began = time.perf_counter()
     for _, completion in llm.iter_completions(prompts, params):
         # Blocks never used lie at the bottom of the free ones: what is not free has been touched.
@@ -295,6 +346,7 @@ def _answer_turn(llm: Any, lengths: Sequence[tuple[int, int]], seed: str) -> dic
         "steps": scheduler.num_steps - steps,
         "preemptions": scheduler.num_preemptions - preemptions,
         "kv_blocks_touched": touched,
+        "account": telemetry.account(clock.now()).minus(account).as_dict(),
         "peak_bytes": _peak_bytes(),
     }
 

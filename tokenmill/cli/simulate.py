@@ -127,18 +127,21 @@ def _simulate(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deployment(options: Mapping[str, Any]) -> Deployment:
     from tokenmill.perf.calibrate import calibration_for, load_effects, shipped_effects
-    from tokenmill.perf.costs import Layout, formats_named
+    from tokenmill.perf.costs import Layout, served_formats
     from tokenmill.perf.hardware import find
     from tokenmill.perf.simulate.deployment import Deployment, find_shape
 
     shape, hardware = find_shape(options["model"]), find(options["hardware"])
-    formats = formats_named(options["precision"] or shape.quantization or "bf16", options["kv"])
+    engine = options["engine"] or ("tokenmill" if hardware.kind == "cpu" else None)
+    precision = options["precision"] or shape.quantization or "bf16"
+    formats = served_formats(precision, options["kv"], engine if hardware.kind == "cpu" else None, shape.head_dim)
     layout = Layout(tp=options["tp"], pp=options["pp"], dp=options["dp"], ep=options["ep"])
     layout.check(shape)
-    named = options["engine"], options["engine_version"]
     path = options["calibration"]
     effects = shipped_effects().and_(load_effects(path)) if path else None
-    calibration = calibration_for(hardware, *named, shape=shape, formats=formats, effects=effects)
+    calibration = calibration_for(
+        hardware, engine, options["engine_version"], shape=shape, formats=formats, effects=effects
+    )
     return Deployment(shape, formats, layout, hardware, calibration)
 
 

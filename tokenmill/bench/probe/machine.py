@@ -17,7 +17,7 @@ from tokenmill.bench.probe import cpu, cuda, disk, exchange
 from tokenmill.bench.probe.samples import Samples
 from tokenmill.core.errors import ConfigError
 from tokenmill.kernels.cpu.build import NoCompiler
-from tokenmill.kernels.cpu.isa import processor_features
+from tokenmill.kernels.cpu.isa import processor_family
 from tokenmill.kernels.cpu.library import load
 from tokenmill.launch import available_cores
 from tokenmill.perf.hardware import ARITHMETIC, Hardware
@@ -133,8 +133,7 @@ def _processor(
 
 
 def _describe_processor(num_threads: int) -> dict[str, Any]:
-    record, features = machine_record(), processor_features()
-    family = next((name for name in ("amx", "avx512", "avx2") if any(f.startswith(name) for f in features)), None)
+    record = machine_record()
     note = f"{num_threads} threads of {record['cores']} cores"
     if record["load_average"] > BUSY_SHARE * record["cores"]:
         note += f"; others used the machine (load average {record['load_average']}), so that it can do more"
@@ -143,7 +142,7 @@ def _describe_processor(num_threads: int) -> dict[str, Any]:
         "name": record["cpu"],
         "kind": "cpu",
         "vendor": vendor,
-        "family": family or platform.machine(),
+        "family": processor_family(),
         "memory_bytes": float(min([record["memory_bytes"], *_group_limit()])),
         "note": note,
     }

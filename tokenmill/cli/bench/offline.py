@@ -100,16 +100,19 @@ def _print(result: dict[str, Any]) -> None:
     )
     rows: list[tuple[object, ...]] = [
         (
-            *("options", "out/s", "in/s", "all/s", "×"),
+            *("options", "out/s", "in/s", "all/s", "×", "of foreseen"),
             *("TTFT p50 ms", "p99", "TPOT p50 ms", "p99", "peak MB", "predicted", "BW"),
         )
     ]
     rows += [_row(point) for point in points]
-    print_table(rows, right=range(1, 12))
+    print_table(rows, right=range(1, 13))
     for point in points:
         for message, count in point["errors"].items():
             print(f"  {count} × {message}")
-    print("\n×: against the first, turn by turn. BW: share of this machine's bandwidth, measured beside each turn.")
+    print(
+        "\n×: against the first, turn by turn. Of foreseen: measured over what the cost model says, out/s, TTFT and TPOT."
+    )
+    print("BW: share of this machine's bandwidth, measured beside each turn.")
 
 
 def _row(point: Mapping[str, Any]) -> tuple[object, ...]:
@@ -121,8 +124,16 @@ def _row(point: Mapping[str, Any]) -> tuple[object, ...]:
         options,
         *(f"{throughput[f'{name}_tokens_per_s']:.0f}" for name in ("output", "input", "total")),
         f"{point['ratio']:.2f}",
+        _foreseen(point["foreseen"]),
         *("–" if value is None else f"{value * 1e3:.1f}" for value in times),
         f"{memory['peak_bytes'] / 1e6:,.0f}",
         f"{memory['predicted_bytes'] / 1e6:,.0f}",
         "–" if bandwidth is None else f"{bandwidth['share']:.0%}",
     )
+
+
+def _foreseen(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    ratios = found["measured_to_foreseen"]
+    return " ".join(f"{ratios[name]:.2f}" for name in ("output_tokens_per_s", "ttft_s", "tpot_s") if name in ratios)

@@ -80,3 +80,12 @@ def choose_isa(name: str | None = None) -> Isa:
                 raise ConfigError(f"TOKENMILL_ISA={wanted}: this processor lacks {', '.join(missing)}")
             return isa
     raise ConfigError(f"TOKENMILL_ISA must be one of {', '.join(isa.name for isa in ISAS)}, not {wanted!r}")
+
+
+def processor_family() -> str:
+    """What calibrations are learnt for: ``amx``, ``avx512`` or ``avx2``, else the machine's name for its kind."""
+    features = processor_features()
+    return next(
+        (name for name in ("amx", "avx512", "avx2") if any(feature.startswith(name) for feature in features)),
+        platform.machine(),
+    )

@@ -97,6 +97,8 @@ def keys_of(
         keys.append(f"class:{model_class(shape)}")
     if engine:
         keys += [f"engine:{engine}", f"engine:{engine},family:{hardware.family}"]
+        if formats is not None:
+            keys.append(f"engine:{engine},family:{hardware.family},weights:{formats.weights.name}")
         if shape is not None:
             keys.append(f"engine:{engine},class:{model_class(shape)}")
         if version:
@@ -118,6 +120,11 @@ def model_class(shape: ModelShape) -> str:
 
 @cache
 def shipped_effects() -> Effects:
-    """What ships: fitted to kernel tables and published measurements (docs/explanation/roofline.md)."""
-    text = resources.files("tokenmill.perf.calibration").joinpath("effects.json").read_text(encoding="utf-8")
-    return read_effects(text, "the shipped effects")
+    """What ships: fitted to kernel tables and published measurements, and to this engine's own steps on a CPU
+    (docs/explanation/roofline.md)."""
+    folder = resources.files("tokenmill.perf.calibration")
+    general, own = (
+        read_effects(folder.joinpath(name).read_text(encoding="utf-8"), f"the shipped {name}")
+        for name in ("effects.json", "own.json")
+    )
+    return general.and_(own)

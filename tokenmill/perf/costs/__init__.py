@@ -11,7 +11,7 @@ The only home of these formulas. Nothing here knows a device or a second: ``perf
 """
 
 from tokenmill.perf.costs.collectives import Message
-from tokenmill.perf.costs.formats import Format, Formats, format_named, formats_named
+from tokenmill.perf.costs.formats import Format, Formats, cpu_formats, format_named, formats_named, served_formats
 from tokenmill.perf.costs.layout import Layout
 from tokenmill.perf.costs.ops import Op, step_ops
 from tokenmill.perf.costs.storage import (
@@ -31,11 +31,13 @@ __all__ = [
     "Op",
     "Rows",
     "Work",
+    "cpu_formats",
     "format_named",
     "formats_named",
     "kv_bytes_per_token",
     "largest_batch_of",
     "reserved_bytes",
+    "served_formats",
     "state_bytes",
     "step_ops",
     "weight_bytes",

@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from tokenmill.core.errors import ConfigError
+from tokenmill.core.precision import BITS, GROUPS, Precision
+
+SCALE_BITS = 16
+"""A quantisation scale of this engine's CPU kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +112,39 @@ def formats_named(name: str, kv: str | None = None) -> Formats:
     wide = _FORMATS["fp32"] if weights.name == "fp32" else _FORMATS["bf16"]
     cache = format_named(kv) if kv else _FORMATS[_KV.get(weights.name, wide.name)]
     return Formats(weights=weights, lm_head=wide, embedding=wide, kv=cache, activations=wide)
+
+
+def cpu_formats(precision: Precision, head_dim: int) -> Formats:
+    """Of this engine's own CPU kernels: integers with a scale per group, multiplied as 8-bit integers or in bf16."""
+    integer = "bf16" if precision.weight_only else "int8"
+
+    def matrix(name: str) -> Format:
+        if name not in ("int8", "int4"):
+            return Format(name, BITS[name], "bf16" if BITS[name] == 16 else "fp32")
+        return Format(name, BITS[name] + SCALE_BITS / (precision.group_size or GROUPS[0]), integer)
+
+    weights, head = matrix(precision.weights), matrix(precision.lm_head)
+    bits = BITS[precision.kv] + (32 / head_dim if precision.kv == "int8" else 0)
+    return Formats(weights, None, head, head, Format(precision.kv, bits, "bf16"), Format("bf16", 16, "bf16"))
+
+
+_OWN = {
+    "bf16": "bf16",
+    "int8": "int8",
+    "int4": "int4",
+    "w8a8": "int8",
+    "w4a8": "int4",
+    "w8a16": "int8",
+    "w4a16": "int4",
+}
+"""Names of what this engine's CPU kernels hold weights in; those that end in a16 keep activations in bf16."""
+
+
+def served_formats(name: str, kv: str | None, engine: str | None, head_dim: int) -> Formats:
+    """``formats_named``, but of this engine on a CPU (``tokenmill``) what its ``--weights`` of that name means."""
+    weights = _OWN.get(name.lower())
+    if engine != "tokenmill" or weights is None or kv not in (None, "bf16", "int8"):
+        return formats_named(name, kv)
+    head = "bf16" if weights == "bf16" else "int8"
+    precision = Precision("fast", weights, head, kv or "bf16", weight_only=name.lower().endswith("a16"))
+    return cpu_formats(precision, head_dim)

@@ -8,15 +8,12 @@ from typing import Any
 
 from tokenmill.core.errors import SetupError
 from tokenmill.core.model_config import ModelConfig, RopeSpec
-from tokenmill.core.precision import BITS, GROUPS, Precision
+from tokenmill.core.precision import Precision
 from tokenmill.engine.telemetry import StepAccount
-from tokenmill.perf.costs import Format, Formats, Layout
+from tokenmill.perf.costs import Layout, cpu_formats
 from tokenmill.perf.hardware import Figure, Hardware
 from tokenmill.perf.shape import shape_of
 from tokenmill.perf.terms import Deployment
-
-SCALE_BITS = 16
-"""A quantisation scale of the CPU kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +44,6 @@ class Case:
     """What this source cannot tell, in sentences."""
     watched_s: float | None = None
     """By the observer's own clock, where somebody watched: the account should add up to it."""
-
-
-def cpu_formats(precision: Precision, head_dim: int) -> Formats:
-    """The formats of the CPU kernels: integers with a scale per group, multiplied as 8-bit integers or in bf16."""
-
-    integer = "bf16" if precision.weight_only else "int8"
-
-    def matrix(name: str) -> Format:
-        if name not in ("int8", "int4"):
-            return Format(name, BITS[name], "bf16" if BITS[name] == 16 else "fp32")
-        return Format(name, BITS[name] + SCALE_BITS / (precision.group_size or GROUPS[0]), integer)
-
-    weights, head = matrix(precision.weights), matrix(precision.lm_head)
-    bits = BITS[precision.kv] + (32 / head_dim if precision.kv == "int8" else 0)
-    return Formats(weights, None, head, head, Format(precision.kv, bits, "bf16"), Format("bf16", 16, "bf16"))
 
 
 def deployment_of(config: ModelConfig, name: str, precision: Precision, hardware: Hardware) -> Deployment:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from tokenmill.core.errors import ConfigError
 from tokenmill.perf.calibrate import Calibration, calibration_for
-from tokenmill.perf.costs import Formats, Layout, format_named, kv_bytes_per_token, weight_bytes
-from tokenmill.perf.diagnose.case import Case, cpu_formats
+from tokenmill.perf.costs import Formats, Layout, cpu_formats, format_named, kv_bytes_per_token, weight_bytes
+from tokenmill.perf.diagnose.case import Case
 from tokenmill.perf.diagnose.pricing import Pricer
 from tokenmill.perf.diagnose.regime import Relief, busy_ratio
 from tokenmill.perf.hardware import Hardware

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tokenmill.core.errors import ConfigError
 from tokenmill.perf import steady
 from tokenmill.perf.calibrate import Calibration, Effects, calibration_for
-from tokenmill.perf.costs import Format, Layout, format_named, formats_named, reserved_bytes, weight_bytes
+from tokenmill.perf.costs import Format, Layout, format_named, reserved_bytes, served_formats, weight_bytes
 from tokenmill.perf.hardware import Hardware
 from tokenmill.perf.shape import ModelShape
 from tokenmill.perf.terms import Deployment, compact
@@ -116,7 +116,7 @@ def families(
     for device in hardware:
         engine = engine_of(device)
         for precision in precisions or precisions_of(shape, device):
-            formats = formats_named(precision)
+            formats = served_formats(precision, None, engine, shape.head_dim)
             calibration = calibration_for(device, engine, shape=shape, formats=formats, effects=effects)
             family = Family(device, precision)
             for one in [layout] if layout else layouts_of(shape, device):

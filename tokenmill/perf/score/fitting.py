@@ -32,6 +32,8 @@ ROUNDS = 12
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
+    key: str
+    """What the factors belong to (``perf/calibrate``)."""
     effects: Effects
     num_rows: int
     error_before: float
@@ -41,7 +43,9 @@ class Fitted:
 
 
 @dataclass(slots=True)
-class _Case:
+class Case:
+    """One measurement: seconds, and the terms of the steps that took them, each so many times."""
+
     measured_s: float
     steps: list[tuple[float, tuple[float, ...]]]
     calibration: Calibration
@@ -63,7 +67,7 @@ def fit_files(
         ConfigError: a row is malformed, or no row is left that can be predicted.
     """
     device = find(hardware).name if hardware else None
-    cases: list[_Case] = []
+    cases: list[Case] = []
     chosen: list[tuple[Row, Scenario]] = []
     for path in paths:
         for row in read_rows(path):
@@ -85,24 +89,30 @@ def fit_files(
         raise ConfigError(
             f"{', '.join(map(str, paths))}: no row that can be predicted{' for ' + wanted if wanted else ''}"
         )
+    return fit_cases(cases, _common_key(chosen))
+
+
+def fit_cases(cases: Sequence[Case], key: str) -> Fitted:
+    """The factors that these measurements make most probable, as effects of ``key``."""
     theta = _fit(cases)
-    key = _common_key(chosen)
     effects = {name: {key: value} for name, value in zip(NAMES, theta, strict=True) if abs(value) >= 0.005}
     before, after = _errors(cases, [0.0] * len(NAMES)), _errors(cases, theta)
     spread = {key: max(_quantile(after, 0.9) / 1.645, 0.02)}
     factors = {name: math.exp(value) for name, value in zip(NAMES, theta, strict=True) if abs(value) >= 0.005}
     note = f"fitted to {len(cases)} rows"
-    return Fitted(Effects(effects, spread, note), len(cases), _quantile(before, 0.5), _quantile(after, 0.5), factors)
+    return Fitted(
+        key, Effects(effects, spread, note), len(cases), _quantile(before, 0.5), _quantile(after, 0.5), factors
+    )
 
 
-def _case(row: Row, scenario: Scenario) -> _Case:
+def _case(row: Row, scenario: Scenario) -> Case:
     d = scenario.deployment
     calibration = calibration_for(d.hardware, scenario.engine, row.release or None, shape=d.shape, formats=d.formats)
     steps = [(weight, d.terms(work)) for weight, work in scenario.steps if weight > 0]
     if scenario.requests:
         steps.append((scenario.requests, (0.0,) * REQUEST + (REQUEST_S,)))
     measured = row.value / 1e3 if scenario.amount is None else scenario.amount / row.value
-    return _Case(measured, steps, calibration)
+    return Case(measured, steps, calibration)
 
 
 def _common_key(chosen: Sequence[tuple[Row, Scenario]]) -> str:
@@ -116,7 +126,7 @@ def _common_key(chosen: Sequence[tuple[Row, Scenario]]) -> str:
     return f"device:{devices.pop()}" if len(devices) == 1 else ""
 
 
-def _errors(cases: Sequence[_Case], theta: Sequence[float]) -> list[float]:
+def _errors(cases: Sequence[Case], theta: Sequence[float]) -> list[float]:
     return sorted(abs(case.seconds(theta) / case.measured_s - 1) for case in cases)
 
 
@@ -124,7 +134,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-def _fit(cases: Sequence[_Case]) -> list[float]:
+def _fit(cases: Sequence[Case]) -> list[float]:
     size = len(NAMES)
     prior = [OWN_TRUST if name.startswith(("launch", "host")) else TRUST for name in NAMES]
     theta = [0.0] * size
@@ -145,7 +155,7 @@ def _fit(cases: Sequence[_Case]) -> list[float]:
     return theta
 
 
-def _slopes(case: _Case, theta: Sequence[float]) -> tuple[float, list[float]]:
+def _slopes(case: Case, theta: Sequence[float]) -> tuple[float, list[float]]:
     """Seconds, and of their logarithm the derivative by each factor's."""
     factors = case.factors(theta)
     total, slopes = 0.0, [0.0] * len(NAMES)

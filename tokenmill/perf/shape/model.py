@@ -60,6 +60,12 @@ class ModelShape:
         return sum(run.count for run in self.layers)
 
     @property
+    def head_dim(self) -> int:
+        """Of the first attention layer's queries and keys; 128 where there is none of the usual kind."""
+        dims = (getattr(run.mixer, "head_dim", None) for run in self.layers)
+        return next(filter(None, dims), 128)
+
+    @property
     def num_parameters(self) -> int:
         return self._parameters(active=False)
 
