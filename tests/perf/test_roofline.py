@@ -50,7 +50,7 @@ def plan_of(seed: int, rows: int, prompts: int) -> StepPlan:
 def test_the_quick_form_is_the_exact_one(model: str, layout: Layout, prompts: int) -> None:
     shape, formats = find_model(model), formats_named("fp8")
     calibration = calibration_for(H100, "vllm", shape=shape, formats=formats)
-    roofline = Roofline(shape, formats, layout, H100, calibration)
+    roofline = Roofline(Deployment(shape, formats, layout, H100), calibration)
     for seed in range(3):
         plan = plan_of(seed, 24, prompts)
         exact = predict_step(shape, formats, layout, H100, Work.of(plan), calibration)
@@ -60,7 +60,7 @@ def test_the_quick_form_is_the_exact_one(model: str, layout: Layout, prompts: in
 
 
 def test_a_prediction_takes_microseconds() -> None:
-    roofline = Roofline(find_model("Llama-3.1-8B"), formats_named("bf16"), Layout(), H100, PLAIN)
+    roofline = Roofline(Deployment(find_model("Llama-3.1-8B"), formats_named("bf16"), Layout(), H100), PLAIN)
     plan = plan_of(1, 64, 0)
     roofline.predict(plan)
     best = math.inf

@@ -18,7 +18,7 @@ from tokenmill.perf.hardware import Hardware
 from tokenmill.perf.metrics import SLO
 from tokenmill.perf.result import Counts, Delivered, Seen, Window, make_run
 from tokenmill.perf.simulate import Cluster, ClusterConfig, PoolConfig, TraceRequest
-from tokenmill.perf.simulate.deployment import Deployment
+from tokenmill.perf.simulate.deployment import Simulated
 
 ENGINE = "tokenmill"
 COMPARED = ("ttft_s", "tpot_s", "e2e_s")
@@ -36,10 +36,10 @@ def foresee(
     case = case_from_json(about, StepAccount(), machine)
     assert case.deployment is not None
     assert case.limits.num_blocks is not None
-    shape, formats, layout = case.deployment.shape, case.deployment.formats, case.deployment.layout
+    shape, formats = case.deployment.shape, case.deployment.formats
     calibration = calibration_for(machine, ENGINE, shape=shape, formats=formats)
     cache = replace(config.cache, num_blocks=case.limits.num_blocks)
-    setup = Deployment(shape, formats, layout, machine, calibration).engine(
+    setup = Simulated(case.deployment, calibration).engine(
         cache, config.scheduler, depth=config.depth, memory_share=1.0, reserved=0.0
     )
     requests = [TraceRequest(0.0, prompt, output) for prompt, output in lengths]

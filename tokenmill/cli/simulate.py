@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenmill.engine.routing import ScalingConfig
     from tokenmill.perf.simulate import Failure, PoolConfig, Trace
     from tokenmill.perf.simulate.cluster import ClusterConfig
-    from tokenmill.perf.simulate.deployment import Deployment
+    from tokenmill.perf.simulate.deployment import Simulated
 
 CACHE_OPTIONS = ("block_size", "num_blocks", "kv_memory_bytes", "prefix_caching")
 SCHEDULER_OPTIONS = ("max_seqs", "max_step_tokens", "policy", "batching", "batch_wait_s", "preemption", "itl_slo_s")
@@ -96,10 +96,11 @@ def _simulate(options: Mapping[str, Any]) -> dict[str, Any]:
     from tokenmill.perf.simulate import Cluster
     from tokenmill.perf.simulate.report import Economics, make_report
 
-    deployment = _deployment(options)
+    simulated = _simulated(options)
+    deployment = simulated.deployment
     slo = parse_slo(options["slo"])
     trace = _trace(options, deployment.shape.max_context)
-    config, about = _cluster(options, deployment, trace)
+    config, about = _cluster(options, simulated, trace)
     begin_s, begin_cpu_s = perf_counter(), process_time()
     with counting("requests", len(trace.requests)) as bar:
         outcome = Cluster(config, keep_gaps=slo.itl_s is not None).run(trace.requests, bar.update)
@@ -125,11 +126,12 @@ def _simulate(options: Mapping[str, Any]) -> dict[str, Any]:
 # ---- from options to configuration -----------------------------------------------------------------------
 
 
-def _deployment(options: Mapping[str, Any]) -> Deployment:
+def _simulated(options: Mapping[str, Any]) -> Simulated:
     from tokenmill.perf.calibrate import calibration_for, load_effects, shipped_effects
     from tokenmill.perf.costs import Layout, served_formats
     from tokenmill.perf.hardware import find
-    from tokenmill.perf.simulate.deployment import Deployment, find_shape
+    from tokenmill.perf.simulate.deployment import Simulated, find_shape
+    from tokenmill.perf.terms import Deployment
 
     shape, hardware = find_shape(options["model"]), find(options["hardware"])
     engine = options["engine"] or ("tokenmill" if hardware.kind == "cpu" else None)
@@ -142,7 +144,7 @@ def _deployment(options: Mapping[str, Any]) -> Deployment:
     calibration = calibration_for(
         hardware, engine, options["engine_version"], shape=shape, formats=formats, effects=effects
     )
-    return Deployment(shape, formats, layout, hardware, calibration)
+    return Simulated(Deployment(shape, formats, layout, hardware), calibration)
 
 
 def _trace(options: Mapping[str, Any], model_context: int) -> Trace:
@@ -175,7 +177,7 @@ def _trace(options: Mapping[str, Any], model_context: int) -> Trace:
     return part
 
 
-def _cluster(options: Mapping[str, Any], deployment: Deployment, trace: Trace) -> tuple[ClusterConfig, dict[str, Any]]:
+def _cluster(options: Mapping[str, Any], simulated: Simulated, trace: Trace) -> tuple[ClusterConfig, dict[str, Any]]:
     """What is to be simulated, and the same in words for the report."""
     from dataclasses import asdict, replace
 
@@ -185,7 +187,7 @@ def _cluster(options: Mapping[str, Any], deployment: Deployment, trace: Trace) -
         **{"prefix_caching": trace.shares_prefixes, **given({name: options[name] for name in CACHE_OPTIONS})}
     )
     scheduler = SchedulerConfig(**{**USUAL, **given({name: options[name] for name in SCHEDULER_OPTIONS})})
-    engine = deployment.engine(
+    engine = simulated.engine(
         cache,
         scheduler,
         depth=options["depth"] or 1,
@@ -202,10 +204,11 @@ def _cluster(options: Mapping[str, Any], deployment: Deployment, trace: Trace) -
     transfer = None
     if apart[1] is not None:
         decode = PoolConfig(engine, apart[1], "least_loaded", scaling)
-        transfer = deployment.transfer(
+        transfer = simulated.transfer(
             options["transfer_bandwidth"], options["transfer_latency"], overlap=options["transfer_overlap"]
         )
     config = ClusterConfig(serve, decode, transfer, tuple(_failure(text) for text in options["failures"]))
+    deployment = simulated.deployment
     formats = deployment.formats
     return config, {
         "hardware": deployment.hardware.name,
@@ -214,8 +217,8 @@ def _cluster(options: Mapping[str, Any], deployment: Deployment, trace: Trace) -
         "weights": formats.weights.name,
         "kv": formats.kv.name,
         "calibration": options["engine"],
-        "weight_bytes": deployment.weight_bytes,
-        "kv_bytes_per_token": deployment.kv_bytes_per_token,
+        "weight_bytes": simulated.weight_bytes,
+        "kv_bytes_per_token": simulated.kv_bytes_per_token,
         "num_blocks": engine.cache.num_blocks,
         "block_size": engine.cache.block_size,
         "prefix_caching": engine.cache.prefix_caching,

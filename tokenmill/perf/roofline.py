@@ -110,10 +110,8 @@ def shares_of(terms: Sequence[float], factors: Sequence[float]) -> list[float]:
 class Roofline:
     """``StepCost`` of one deployment, quick enough to be asked at every step."""
 
-    def __init__(
-        self, shape: ModelShape, formats: Formats, layout: Layout, hardware: Hardware, calibration: Calibration
-    ) -> None:
-        self.deployment = Deployment(shape, formats, layout, hardware)
+    def __init__(self, deployment: Deployment, calibration: Calibration) -> None:
+        self.deployment = deployment
         self.calibration = calibration
         self._profile = Profile(self.deployment)
 

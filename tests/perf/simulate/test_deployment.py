@@ -15,12 +15,14 @@ from tokenmill.perf.calibrate import Calibration
 from tokenmill.perf.costs import Layout, Work, formats_named
 from tokenmill.perf.hardware import find
 from tokenmill.perf.roofline import Roofline, predict_step
-from tokenmill.perf.simulate.deployment import Deployment, find_shape
+from tokenmill.perf.simulate.deployment import Simulated, find_shape
 from tokenmill.perf.simulate.pricing import Run
+from tokenmill.perf.terms import Deployment
 
 
-def deployment(model: str = "Llama-3.1-8B", precision: str = "bf16", layout: Layout | None = None) -> Deployment:
-    return Deployment(find_shape(model), formats_named(precision), layout or Layout(), find("H100"), Calibration())
+def deployment(model: str = "Llama-3.1-8B", precision: str = "bf16", layout: Layout | None = None) -> Simulated:
+    deployment = Deployment(find_shape(model), formats_named(precision), layout or Layout(), find("H100"))
+    return Simulated(deployment, Calibration())
 
 
 def test_blocks_are_what_weights_and_reserve_leave() -> None:
@@ -46,20 +48,20 @@ def test_what_does_not_fit_says_what_would() -> None:
     ("model", "layout"), [("Llama-3.1-8B", Layout()), ("Llama-3.1-8B", Layout(tp=2)), ("Mixtral-8x7B", Layout(tp=2))]
 )
 def test_the_quick_price_of_a_step_is_that_of_its_operations(model: str, layout: Layout) -> None:
-    d = deployment(model, layout=layout)
-    cost = Roofline(d.shape, d.formats, d.layout, d.hardware, d.calibration)
+    found = deployment(model, layout=layout)
+    d, cost = found.deployment, Roofline(found.deployment, found.calibration)
     rng = random.Random(1)
     for _ in range(30):
         rows = rng.randint(1, 20)
         counts = tuple(rng.choice((1, 1, 1, rng.randint(2, 900))) for _ in range(rows))
         plan = StepPlan(0, tuple(range(rows)), tuple(rng.randint(0, 3000) for _ in range(rows)), counts)
-        wanted = predict_step(d.shape, d.formats, d.layout, d.hardware, Work.of(plan), d.calibration)
+        wanted = predict_step(d.shape, d.formats, d.layout, d.hardware, Work.of(plan), found.calibration)
         assert cost.predict(plan).seconds == pytest.approx(wanted.seconds, rel=1e-9)
 
 
 def test_a_run_s_price_is_that_of_its_steps() -> None:
     d = deployment()
-    cost = Roofline(d.shape, d.formats, d.layout, d.hardware, d.calibration)
+    cost = Roofline(d.deployment, d.calibration)
     starts = (100, 900, 4000, 20)
     found = Run(cost, (0, 1, 2, 3), starts).seconds(700)
     for i in (0, 1, 17, 350, 500, 699):
@@ -71,7 +73,7 @@ def test_a_link_carries_the_whole_replica_s_keys_and_values() -> None:
     d = deployment(layout=Layout(tp=2))
     link = d.transfer(None, 0.0, overlap=False)
     assert link.bytes_per_token == 2 * d.kv_bytes_per_token
-    assert link.bytes_per_s == 2 * (d.hardware.internode_bytes_per_s or 0.0) > 0
+    assert link.bytes_per_s == 2 * (d.deployment.hardware.internode_bytes_per_s or 0.0) > 0
     assert d.transfer(1e9, 0.5, overlap=True).end_s(100, 0.0, 0.0, 1.0)[1] == 1.5
 
 

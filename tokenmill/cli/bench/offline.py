@@ -109,10 +109,8 @@ def _print(result: dict[str, Any]) -> None:
     for point in points:
         for message, count in point["errors"].items():
             print(f"  {count} × {message}")
-    print(
-        "\n×: against the first, turn by turn. Of foreseen: measured over what the cost model says, out/s, TTFT and TPOT."
-    )
-    print("BW: share of this machine's bandwidth, measured beside each turn.")
+    print("\n×: against the first, turn by turn. BW: share of this machine's bandwidth, measured beside each turn.")
+    print("Of foreseen: measured over what the cost model says under those ceilings; out/s, TTFT and TPOT.")
 
 
 def _row(point: Mapping[str, Any]) -> tuple[object, ...]:

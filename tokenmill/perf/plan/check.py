@@ -29,7 +29,7 @@ from tokenmill.perf.simulate import (
     make_trace,
     select,
 )
-from tokenmill.perf.simulate.deployment import TRANSFER_LATENCY_S, Deployment
+from tokenmill.perf.simulate.deployment import TRANSFER_LATENCY_S, Simulated
 from tokenmill.perf.simulate.traces import Draw, synthetic
 
 MAX_SIMULATED = 4
@@ -57,7 +57,7 @@ def simulate(plan: Plan, workload: Workload) -> dict[str, dict[str, float]] | st
     if len(plan.pools) == 1:
         config = ClusterConfig(PoolConfig(setups[0], counts[0]))
     else:
-        prefill = _deployment(plan.pools[0].instance)
+        prefill = _simulated(plan.pools[0].instance)
         link = prefill.transfer(None, TRANSFER_LATENCY_S, overlap=False)
         config = ClusterConfig(PoolConfig(setups[0], counts[0]), PoolConfig(setups[1], counts[1]), link)
     outcome = Cluster(config).run(trace.requests)
@@ -86,9 +86,8 @@ def _with_prefix(trace: Trace, shared: int) -> Iterator[TraceRequest]:
         yield replace(request, prefix_ids=(0,), piece_tokens=shared)
 
 
-def _deployment(instance: Instance) -> Deployment:
-    found, calibration = instance.candidate.deployment, instance.candidate.calibration
-    return Deployment(found.shape, found.formats, found.layout, found.hardware, calibration)
+def _simulated(instance: Instance) -> Simulated:
+    return Simulated(instance.candidate.deployment, instance.candidate.calibration)
 
 
 def _setup(instance: Instance, max_seqs: int) -> EngineSetup:
@@ -96,7 +95,7 @@ def _setup(instance: Instance, max_seqs: int) -> EngineSetup:
     layout = instance.layout
     whole = instance.step_tokens * layout.dp
     scheduler = SchedulerConfig(max_seqs=max(max_seqs // layout.pp, 1), max_step_tokens=whole)
-    setup = _deployment(instance).engine(CacheConfig(), scheduler, depth=1, memory_share=MEMORY_SHARE)
+    setup = _simulated(instance).engine(CacheConfig(), scheduler, depth=1, memory_share=MEMORY_SHARE)
     assert setup.cache.num_blocks is not None
     return replace(setup, cache=replace(setup.cache, num_blocks=max(setup.cache.num_blocks // layout.pp, 1)))
 
