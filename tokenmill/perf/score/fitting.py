@@ -97,7 +97,8 @@ def fit_cases(cases: Sequence[Case], key: str) -> Fitted:
     theta = _fit(cases)
     effects = {name: {key: value} for name, value in zip(NAMES, theta, strict=True) if abs(value) >= 0.005}
     before, after = _errors(cases, [0.0] * len(NAMES)), _errors(cases, theta)
-    spread = {key: max(_quantile(after, 0.9) / 1.645, 0.02)}
+    rests = sorted(abs(math.log(case.seconds(theta) / case.measured_s)) for case in cases)
+    spread = {key: max(_quantile(rests, 0.9) / 1.645, 0.02)}
     factors = {name: math.exp(value) for name, value in zip(NAMES, theta, strict=True) if abs(value) >= 0.005}
     note = f"fitted to {len(cases)} rows"
     return Fitted(
