@@ -20,15 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokenmill.core.errors import GrammarFailed
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.runtime.sampling.filters import draw, draw_filtered, is_filtered
+from tokenmill.runtime.sampling.grammar import look_ahead
 from tokenmill.runtime.sampling.logprobs import AT_ONCE, describe
-from tokenmill.runtime.sampling.stages import GREEDY_BELOW, STAGES, SampledSequence, Stage
+from tokenmill.runtime.sampling.stages import GREEDY_BELOW, STAGES, GrammarMask, SampledSequence, Stage
 from tokenmill.runtime.sampling.uniform import uniform
 
 NOT_FINITE = "the model's logits are not finite at position {position}; the checkpoint or its precision is at fault"
 OVERFLOW = "the logits at position {position} overflow under the request's penalties; use milder ones"
-ALL_BANNED = "every token is banned at position {position}: loosen allowed_token_ids, logit_bias, bad_words, min_tokens"
+ALL_BANNED = "every token is banned at position {position}: loosen allowed_token_ids, logit_bias, bad_words or grammar"
 
 
 class Sample(NamedTuple):
@@ -37,10 +39,17 @@ class Sample(NamedTuple):
     token_id: int | None
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    error_code: str | None = None
+    """Where it has one of its own (``core/step.py``: ``error_codes``)."""
 
 
 class Sampler:
     """Chooses the next token of any number of sequences at once; keeps no state of its own."""
+
+    def look_ahead(self, sequences: Sequence[SampledSequence]) -> None:
+        """Begin what ``sample`` will need of these sequences and does not depend on logits."""
+        masks = [stage for seq in sequences for stage in seq.stages if isinstance(stage, GrammarMask)]
+        look_ahead([stage.follower for stage in masks])
 
     def sample(self, logits: Tensor, sequences: Sequence[SampledSequence]) -> list[Sample]:
         """Choose the token that follows the last known one of each sequence.
@@ -65,7 +74,10 @@ def _sample(logits: Tensor, sequences: Sequence[SampledSequence]) -> list[Sample
     errors |= _apply_stages(logits, live, sequences)
     chosen = _choose(logits, [row for row in live if row not in errors], sequences)
     described = _describe(untouched, reported, chosen, sequences)
-    return [Sample(chosen.get(row), described.get(row), errors.get(row)) for row in range(len(sequences))]
+    return [
+        Sample(chosen.get(row), described.get(row), errors.get(row), GrammarFailed.code if _fault_of(seq) else None)
+        for row, seq in enumerate(sequences)
+    ]
 
 
 def _not_finite(logits: Tensor, sequences: Sequence[SampledSequence]) -> dict[int, str]:
@@ -90,9 +102,13 @@ def _apply_stages(scores: Tensor, live: list[int], sequences: Sequence[SampledSe
     errors: dict[int, str] = {}
     for row, peak in zip(staged, peaks, strict=True):
         if not math.isfinite(peak):
-            reason = ALL_BANNED if peak == -math.inf else OVERFLOW
-            errors[row] = reason.format(position=len(sequences[row].token_ids))
+            reason = (ALL_BANNED if peak == -math.inf else OVERFLOW).format(position=len(sequences[row].token_ids))
+            errors[row] = _fault_of(sequences[row]) or reason
     return errors
+
+
+def _fault_of(seq: SampledSequence) -> str | None:
+    return next((stage.fault for stage in seq.stages if stage.fault is not None), None)
 
 
 def _choose(scores: Tensor, rows: list[int], sequences: Sequence[SampledSequence]) -> dict[int, int]:

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.params import SamplingParams
+from tokenmill.engine.contracts import Grammars
 from tokenmill.runtime.sampling.filters import Typical
+from tokenmill.runtime.sampling.grammar import Follower
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are 0: the limit, without the overflow."""
@@ -41,6 +43,8 @@ class SampledSequence:
     seed: int
     stop_token_ids: frozenset[int]
     vocab_size: int
+    grammars: Grammars | None = None
+    """What makes matchers for ``params.grammar``."""
     stages: tuple[Stage, ...] = field(init=False)
     """The stages that this sequence asks for, in order."""
     is_plain: bool = field(init=False)
@@ -67,6 +71,11 @@ class Stage(ABC):
     @abstractmethod
     def apply(cls, scores: Tensor, rows: list[int], states: Sequence[Any]) -> None:
         """Change rows ``rows`` of ``scores`` [S, V] float32 in place; ``states[i]`` belongs to ``rows[i]``."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why ``apply`` left the row no token, if the stage itself failed."""
+        return None
 
 
 class TokenCounts:
@@ -249,6 +258,44 @@ class OccurrencePenalty(Stage):
         scores[at] = scores[at] - torch.cat([counts * s.frequency + s.presence for (_, counts), s in pairs])
 
 
+_BANS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
+).astype(np.float32)
+"""What to add to the scores of eight tokens, by their byte of the mask: this costs a tenth of a masked fill."""
+
+
+@dataclass(slots=True)
+class GrammarMask(Stage):
+    """``grammar``: bans what cannot come next. An answer that is complete ends, whatever else bans the end."""
+
+    follower: Follower
+
+    @classmethod
+    def prepare(cls, seq: SampledSequence) -> Self | None:
+        grammar = seq.params.grammar
+        return None if grammar is None else cls(Follower(grammar, seq.grammars, seq.token_ids, seq.prompt_len))
+
+    @classmethod
+    def apply(cls, scores: Tensor, rows: list[int], states: Sequence[GrammarMask]) -> None:
+        values = scores.numpy()
+        num_bytes = -(-values.shape[1] // 8)
+        bans = np.empty((num_bytes, 8), np.float32)
+        for row, state in zip(rows, states, strict=True):
+            mask = state.follower.mask()
+            if mask is None:
+                values[row] = -math.inf
+                continue
+            if state.follower.complete:
+                values[row] = 0.0
+            codes = np.frombuffer(mask, np.uint8, num_bytes)
+            np.take(_BANS, codes, axis=0, out=bans, mode="clip")  # mode "raise" would make a copy
+            values[row] += bans.reshape(-1)[: values.shape[1]]
+
+    @property
+    def fault(self) -> str | None:
+        return self.follower.fault
+
+
 STAGES: tuple[type[Stage], ...] = (
     AllowedTokens,
     LogitBias,
@@ -256,6 +303,7 @@ STAGES: tuple[type[Stage], ...] = (
     MinTokens,
     RepetitionPenalty,
     OccurrencePenalty,
+    GrammarMask,
 )
 """All stages, in the order in which they are carried out."""
 
