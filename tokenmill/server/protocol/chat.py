@@ -12,7 +12,8 @@ from tokenmill.core.errors import InvalidRequest
 from tokenmill.core.params import MAX_LOGPROBS, SamplingParams
 from tokenmill.core.request import FinishReason
 from tokenmill.server.protocol.base import MAX_INT, Answer, GenerationRequest, Label, PromptLogprobs, Wire
-from tokenmill.server.protocol.tools import ResponseFormat, Tool, ToolChoice, check_schema, check_tools
+from tokenmill.server.protocol.tools import ResponseFormat, Tool, ToolChoice, check_format, check_tools, tool_wishes
+from tokenmill.server.wishes import ToolWishes
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
@@ -45,11 +46,13 @@ NOT_BUILT = (
     "prediction",
     "prompt_cache_options",
     "prompt_cache_retention",
-    "reasoning_effort",
     "verbosity",
     "web_search_options",
 )
 """Fields of OpenAI's that would change the answer and are not built; refused by name."""
+
+LEGACY = frozenset({"functions", "function_call"})
+"""What tools were called once."""
 
 
 class ContentPart(Wire):
@@ -86,6 +89,10 @@ class Message(Wire):
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=128)] = Field(default_factory=list)
     tool_call_id: Label | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    """Extension: what the model thought before an earlier answer; templates that know it show it."""
+    reasoning: str | None = None
+    """Another name of ``reasoning_content``."""
 
     def complaint(self) -> tuple[str, str] | None:
         """(field, what is wrong) where the role and the other fields do not go together."""
@@ -93,8 +100,10 @@ class Message(Wire):
             return "tool_call_id", "is required in a message of role 'tool'"
         if self.role != "tool" and self.tool_call_id is not None:
             return "tool_call_id", "is only for messages of role 'tool'"
-        if self.role != "assistant" and self.tool_calls:
-            return "tool_calls", "is only for messages of role 'assistant'"
+        if self.role != "assistant":
+            for name in ("tool_calls", "reasoning_content", "reasoning"):
+                if getattr(self, name):
+                    return name, "is only for messages of role 'assistant'"
         if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
             return "content", f"is required in a message of role '{self.role}'"
         return None
@@ -115,11 +124,10 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] = Field(default_factory=list)
-    """Checked, then refused unless empty: calling tools is not built."""
     tool_choice: ToolChoice | None = None
+    """Without one, the model decides."""
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
-    """Only ``{"type": "text"}`` is built."""
     modalities: Annotated[list[Literal["text", "audio"]], Field(fail_fast=True, min_length=1, max_length=2)] | None = (
         None
     )
@@ -139,7 +147,6 @@ class ChatRequest(GenerationRequest):
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -147,6 +154,10 @@ class ChatRequest(GenerationRequest):
     """Extension: end the prompt with the opening of an assistant's turn."""
     continue_final_message: bool = False
     """Extension: go on writing the last message instead of beginning a new one."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For models whose template knows of it, or can leave reasoning out (``none``)."""
+    include_reasoning: bool = True
+    """Extension: put the model's reasoning into the answer, as ``reasoning_content``."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Extension: further variables for the chat template, such as ``enable_thinking``."""
 
@@ -156,14 +167,20 @@ class ChatRequest(GenerationRequest):
             if (wrong := message.complaint()) is not None:
                 field, what = wrong
                 raise InvalidRequest(f"messages[{index}].{field} {what}", param=f"messages[{index}].{field}")
+        _check_calls(self.messages)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise InvalidRequest("give max_completion_tokens or max_tokens, not both", param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         self._check_template_fields()
         check_tools(self.tools, self.tool_choice)
-        if self.response_format is not None and self.response_format.type == "json_schema":
-            self._check_json_schema(self.response_format)
+        if self.response_format is not None:
+            check_format(self.response_format)
+        if self.ignore_eos and self.wishes.constrained:
+            raise InvalidRequest(
+                "ignore_eos goes on after the answer's end, where these wishes for tools allow nothing",
+                param="ignore_eos",
+            )
         self._refuse_what_is_not_built()
         return self
 
@@ -179,25 +196,18 @@ class ChatRequest(GenerationRequest):
         if len(json.dumps(self.chat_template_kwargs)) > MAX_TEMPLATE_KWARGS_BYTES:
             raise InvalidRequest("chat_template_kwargs is too large", param="chat_template_kwargs")
 
-    @staticmethod
-    def _check_json_schema(wanted: ResponseFormat) -> None:
-        if wanted.json_schema is None:
-            raise InvalidRequest(
-                "Missing required parameter: 'response_format.json_schema'.",
-                param="response_format.json_schema",
-                code="missing_required_parameter",
-            )
-        check_schema(wanted.json_schema.schema_, "response_format.json_schema.schema")
-
     def _refuse_what_is_not_built(self) -> None:
         refused = {name: True for name in NOT_BUILT if name in self.model_fields_set}
-        refused["tools"] = bool(self.tools)
-        refused["response_format"] = self.response_format is not None and self.response_format.type != "text"
         refused["modalities"] = self.modalities is not None and "audio" in self.modalities
         refused["store"] = self.store
         for name, is_refused in refused.items():
             if is_refused:
-                raise not_supported(name)
+                raise not_supported(name, "; use 'tools' and 'tool_choice'" if name in LEGACY else "")
+
+    @property
+    def wishes(self) -> ToolWishes:
+        """What is wanted of the tools."""
+        return tool_wishes(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     @property
     def opens_turn(self) -> bool:
@@ -212,9 +222,37 @@ class ChatRequest(GenerationRequest):
         )
 
 
-def not_supported(name: str) -> InvalidRequest:
+def _check_calls(messages: list[Message]) -> None:
+    """Every answer of a tool belongs to a call of the assistant's before it, and no call is left without."""
+    waiting: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        path = f"messages[{index}]"
+        if message.role == "tool":
+            if waiting.pop(message.tool_call_id or "", None) is None:
+                raise InvalidRequest(
+                    f"{path}.tool_call_id names no call of the assistant's last message that waits for its answer",
+                    param=f"{path}.tool_call_id",
+                )
+            continue
+        _check_answered(waiting)
+        for number, call in enumerate(message.tool_calls):
+            place = f"{path}.tool_calls[{number}].id"
+            if call.id in waiting:
+                raise InvalidRequest(f"{place} stands twice in one message", param=place)
+            waiting[call.id] = place
+    _check_answered(waiting)
+
+
+def _check_answered(waiting: dict[str, str]) -> None:
+    for call_id, place in waiting.items():
+        raise InvalidRequest(
+            f"the call '{call_id}' needs a message of role 'tool' with this tool_call_id right after it", param=place
+        )
+
+
+def not_supported(name: str, remedy: str = "") -> InvalidRequest:
     """The refusal of a field that is well formed and not built."""
-    return InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="not_supported")
+    return InvalidRequest(f"'{name}' is not supported by this server{remedy}.", param=name, code="not_supported")
 
 
 class TopLogprob(TypedDict):
@@ -235,17 +273,35 @@ class ChoiceLogprobs(TypedDict):
     refusal: None
 
 
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+
+
+class FunctionCall(TypedDict):
+    name: str
+    arguments: str
+    """JSON, exactly as the model wrote it."""
+
+
+class MadeToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class AssistantMessage(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
+    """Extension: what the model thought before it answered."""
+    tool_calls: NotRequired[list[MadeToolCall]]
 
 
 class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     stop_reason: int | str | None
     """Extension: the stop token or string that ended it; null for the model's own end or the length."""
 
@@ -257,21 +313,38 @@ class ChatAnswer(Answer):
     prompt_logprobs: NotRequired[PromptLogprobs | None]
 
 
+class FunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    """The first of a call has its id, type and name; the arguments of all, joined, are the call's."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
 
 
 class ChunkChoice(TypedDict):
     index: int
     delta: Delta
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: NotRequired[int | str | None]
 
 
 class ChatChunk(Answer):
     object: Literal["chat.completion.chunk"]
     choices: list[ChunkChoice]
+    obfuscation: NotRequired[str]
     service_tier: NotRequired[str]

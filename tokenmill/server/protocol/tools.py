@@ -1,8 +1,4 @@
-"""The shape of tool definitions and response formats, checked before either is built.
-
-Both are refused as ``not_supported`` once they are known to be well formed, so that a client with a mistake
-in a schema hears of the mistake and not of the missing feature.
-"""
+"""The shape of tool definitions, of choices among them, and of response formats."""
 
 from __future__ import annotations
 
@@ -12,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from tokenmill.core.errors import InvalidRequest
+from tokenmill.server.dialects import Function
 from tokenmill.server.protocol.base import Wire
+from tokenmill.server.wishes import ToolWishes
 
 MAX_TOOLS = 128
 MAX_SCHEMA_DEPTH = 64
@@ -47,12 +45,28 @@ class NamedToolChoice(Wire):
     function: NamedFunction
 
 
-def _choice_kind(value: object) -> Literal["~named", "~mode"]:
-    return "~named" if isinstance(value, dict) else "~mode"
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolChoice(Wire):
+    """Some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _choice_kind(value: object) -> Literal["~named", "~allowed", "~mode"]:
+    if not isinstance(value, dict):
+        return "~mode"
+    return "~allowed" if value.get("type") == "allowed_tools" else "~named"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("~mode")] | Annotated[NamedToolChoice, Tag("~named")],
+    Annotated[Literal["none", "auto", "required"], Tag("~mode")]
+    | Annotated[NamedToolChoice, Tag("~named")]
+    | Annotated[AllowedToolChoice, Tag("~allowed")],
     Discriminator(_choice_kind),
 ]
 
@@ -69,9 +83,30 @@ class ResponseFormat(Wire):
     json_schema: JsonSchemaFormat | None = None
 
 
-def check_tools(tools: list[Tool], choice: str | NamedToolChoice | None) -> None:
+def check_format(wanted: ResponseFormat) -> None:
+    """Raise ``InvalidRequest`` where a format and its schema do not go together, or the schema is none."""
+    if wanted.type != "json_schema":
+        if wanted.json_schema is not None:
+            raise InvalidRequest(
+                "response_format.json_schema is only for type json_schema", param="response_format.json_schema"
+            )
+        return
+    if wanted.json_schema is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'response_format.json_schema'.",
+            param="response_format.json_schema",
+            code="missing_required_parameter",
+        )
+    check_schema(wanted.json_schema.schema_, "response_format.json_schema.schema")
+
+
+def check_tools(tools: list[Tool], choice: ToolChoice | None) -> None:
     """Raise ``InvalidRequest`` with its path for anything about the tools that no server could serve."""
+    names: set[str] = set()
     for index, tool in enumerate(tools):
+        if tool.function.name in names:
+            raise InvalidRequest(f"two tools are named '{tool.function.name}'", param=f"tools[{index}].function.name")
+        names.add(tool.function.name)
         parameters = tool.function.parameters
         path = f"tools[{index}].function.parameters"
         if parameters.get("type", "object") != "object":
@@ -79,10 +114,42 @@ def check_tools(tools: list[Tool], choice: str | NamedToolChoice | None) -> None
         check_schema(parameters, path)
     if choice == "required" and not tools:
         raise InvalidRequest("tool_choice 'required' needs at least one tool", param="tool_choice")
-    if isinstance(choice, NamedToolChoice) and choice.function.name not in {tool.function.name for tool in tools}:
-        raise InvalidRequest(
-            f"tool_choice names '{choice.function.name}', which is not among tools", param="tool_choice.function.name"
-        )
+    for path, name in _named(choice):
+        if name not in names:
+            raise InvalidRequest(f"tool_choice names '{name}', which is not among tools", param=f"{path}.function.name")
+
+
+def _named(choice: ToolChoice | None) -> list[tuple[str, str]]:
+    """The names in a choice, each with the path of its place."""
+    if isinstance(choice, NamedToolChoice):
+        return [("tool_choice", choice.function.name)]
+    if isinstance(choice, AllowedToolChoice):
+        named = enumerate(choice.allowed_tools.tools)
+        return [(f"tool_choice.allowed_tools.tools[{index}]", tool.function.name) for index, tool in named]
+    return []
+
+
+def tool_wishes(tools: list[Tool], choice: ToolChoice | None, *, parallel: bool) -> ToolWishes:
+    """What a turn is told of the tools."""
+    functions = tuple(function_of(tool) for tool in tools)
+    if isinstance(choice, NamedToolChoice):
+        return ToolWishes(functions, "required", frozenset({choice.function.name}), parallel=False)
+    if isinstance(choice, AllowedToolChoice):
+        allowed = frozenset(tool.function.name for tool in choice.allowed_tools.tools)
+        return ToolWishes(functions, choice.allowed_tools.mode, allowed, parallel)
+    return ToolWishes(functions, choice or "auto", None, parallel)
+
+
+def function_of(tool: Tool) -> Function:
+    """The function of a tool; the template is given the tool as it was sent."""
+    function = tool.function
+    return Function(
+        function.name,
+        function.description,
+        function.parameters,
+        function.strict,
+        wire=tool.model_dump(exclude_unset=True),
+    )
 
 
 def check_schema(schema: object, path: str, depth: int = 0) -> None:
