@@ -18,11 +18,15 @@ At least one token is always left to compute, since a model answers only where i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from tokenmill.core.sequence import Sequence
+from tokenmill.engine.faults import fire
 from tokenmill.engine.kvcache.pool import BlockPool
-from tokenmill.engine.kvcache.prefix import chain_hash, root_hash
+from tokenmill.engine.kvcache.prefix import Prefix, chain_hash, packed, root_hash, root_prefix
+
+log = logging.getLogger(__name__)
 
 BlockUpdate = tuple[int, tuple[int, ...]]
 """(index, block ids): the block table from ``index`` on becomes these."""
@@ -50,7 +54,11 @@ class KVCache:
 
     def admit(self, seq: Sequence, now: float) -> bool:
         """Take blocks for every known token, reusing the longest cached prefix; False changes nothing."""
-        found = self._find_prefix(seq)
+        try:
+            found = self._find_prefix(seq)
+        except Exception:  # it changes nothing, and nobody depends on it: the prompt is computed
+            log.exception("the prefix cache could not be looked up for %s", seq.request_id)
+            found = []
         num_new = self.num_blocks_for(seq.num_tokens) - len(found)
         if num_new > self.pool.num_available - self.pool.num_unheld(found):
             return False
@@ -118,7 +126,9 @@ class KVCache:
         """The KV of the first ``num_computed`` tokens is in the cache: index the blocks that are now full."""
         while seq.publish_at <= num_computed:
             i = seq.num_published
-            self.pool.publish(seq.block_ids[i], self._hash_of(seq, i), seq.request.cache)
+            request = seq.request
+            block_hash = self._hash_of(seq, i)
+            self.pool.publish(seq.block_ids[i], block_hash, request.cache, request.tenant, seq.block_prefixes[i])
             seq.num_published = i + 1
             seq.publish_at += self.block_size
 
@@ -128,6 +138,11 @@ class KVCache:
         seq.block_ids = []
         seq.num_slots = seq.num_planned = seq.num_published = 0
         seq.shared_tail = False
+
+    def forget(self, seq: Sequence) -> None:
+        """Nobody is to find the blocks of ``seq`` again; whoever holds them keeps them."""
+        self.pool.unpublish(seq.block_ids)
+        seq.publish_at = _NEVER
 
     def take_copies(self) -> tuple[tuple[int, int], ...]:
         """(source, destination) blocks to copy before the step being planned."""
@@ -154,22 +169,30 @@ class KVCache:
 
     def _find_prefix(self, seq: Sequence) -> list[int]:
         """Blocks of the longest cached prefix, at most all but the last token."""
-        if not self.prefix_caching or (seq.index == 0 and seq.request.params.prompt_logprobs is not None):
+        if not self.prefix_caching or seq.distrusts_cache or (seq.index == 0 and seq.request.needs_whole_prompt):
             return []
+        fire("kv.lookup", seq)
         found: list[int] = []
         for i in range((seq.num_tokens - 1) // self.block_size):
             block_id = self.pool.index.get(self._hash_of(seq, i))
             if block_id is None:
                 break
+            theirs = self.pool.prefix_of(block_id)
+            if not theirs.same_as(seq.block_prefixes[i]):
+                break  # another prefix has the same hash
+            seq.block_prefixes[i] = theirs
             found.append(block_id)
         return found
 
     def _hash_of(self, seq: Sequence, block_index: int) -> bytes:
         """Chained hash of a full block of known tokens, computed once."""
-        hashes, size = seq.block_hashes, self.block_size
+        hashes, prefixes, size = seq.block_hashes, seq.block_prefixes, self.block_size
         while (i := len(hashes)) <= block_index:
-            parent = hashes[-1] if i else root_hash(seq.request.cache_salt)
-            hashes.append(chain_hash(parent, seq.token_ids[i * size : (i + 1) * size]))
+            salt = seq.request.cache_salt
+            parent, before = (hashes[-1], prefixes[-1]) if i else (root_hash(salt), root_prefix(salt))
+            tokens = packed(seq.token_ids[i * size : (i + 1) * size])
+            hashes.append(chain_hash(parent, tokens))
+            prefixes.append(Prefix(before, tokens))
         return hashes[block_index]
 
     def _start(self, seq: Sequence, block_ids: list[int], num_computed: int) -> None:
@@ -178,6 +201,7 @@ class KVCache:
         seq.num_planned = num_computed
         seq.num_published = len(block_ids)
         seq.publish_at = self._publish_at(seq)
+        seq.was_given_blocks = bool(block_ids)
 
     def _publish_at(self, seq: Sequence) -> int:
         return (seq.num_published + 1) * self.block_size if self.prefix_caching else _NEVER

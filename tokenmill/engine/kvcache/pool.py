@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tokenmill.core.request import CacheHints
-from tokenmill.engine.kvcache.eviction import PINNED, EvictionQueue
+from tokenmill.engine.faults import fire
+from tokenmill.engine.kvcache.eviction import PINNED, FairEviction
+from tokenmill.engine.kvcache.prefix import Prefix
 
 
 class BlockPool:
@@ -30,10 +32,12 @@ class BlockPool:
         self.index: dict[bytes, int] = {}
         """Content hash → block, one block per hash: a second block with the same content is not indexed."""
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached = EvictionQueue()
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._hints: list[CacheHints | None] = [None] * num_blocks
+        self._tenants = [""] * num_blocks
+        self._cached = FairEviction(self._tenants)
+        self._prefixes: list[Prefix | None] = [None] * num_blocks
 
     @property
     def num_free(self) -> int:
@@ -55,6 +59,7 @@ class BlockPool:
         free, ref_counts = self._free, self._ref_counts
         if count <= 0:
             return []
+        fire("kv.alloc", count)
         block_ids = free[: -count - 1 : -1]
         del free[-count:]
         block_ids += [self._evict(now) for _ in range(count - len(block_ids))]
@@ -67,9 +72,8 @@ class BlockPool:
         """One more holder for each of these (cached ones come back to life)."""
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
-                hints = self._hints[block_id]
-                assert hints is not None, "a free block is shared"
-                self._cached.remove(block_id, _level(hints))
+                assert self._hints[block_id] is not None, "a free block is shared"
+                self._cached.remove(block_id)
                 self.num_available -= 1
             self._ref_counts[block_id] += 1
 
@@ -95,11 +99,27 @@ class BlockPool:
                 expires_s = None if hints.ttl_s is None or hints.pin else now + hints.ttl_s
                 self._cached.add(block_id, _level(hints), expires_s)
 
-    def publish(self, block_id: int, block_hash: bytes, hints: CacheHints) -> None:
-        """The (held, full) block's content is computed and may be found by others from now on."""
+    def publish(self, block_id: int, block_hash: bytes, hints: CacheHints, tenant: str, prefix: Prefix) -> None:
+        """The (held, full) block's content is computed and may be found by others of ``tenant`` from now on."""
         if self._hashes[block_id] is None and self.index.setdefault(block_hash, block_id) == block_id:
             self._hashes[block_id] = block_hash
             self._hints[block_id] = hints
+            self._tenants[block_id] = tenant
+            self._prefixes[block_id] = prefix
+
+    def prefix_of(self, block_id: int) -> Prefix:
+        """What an indexed block was computed from."""
+        prefix = self._prefixes[block_id]
+        assert prefix is not None, "the index does not know this block"
+        return prefix
+
+    def unpublish(self, block_ids: Iterable[int]) -> None:
+        """The index no longer knows these (held) blocks: once let go they are free, and not cached."""
+        for block_id in block_ids:
+            block_hash = self._hashes[block_id]
+            if block_hash is not None:
+                del self.index[block_hash]
+                self._hashes[block_id] = self._hints[block_id] = self._prefixes[block_id] = None
 
     def num_unheld(self, block_ids: Iterable[int]) -> int:
         """How many of these are cached with no holder: sharing them uses up availability."""
@@ -117,8 +137,7 @@ class BlockPool:
         block_hash = self._hashes[block_id]
         assert block_hash is not None
         del self.index[block_hash]
-        self._hashes[block_id] = None
-        self._hints[block_id] = None
+        self._hashes[block_id] = self._hints[block_id] = self._prefixes[block_id] = None
         self.num_evicted += 1
         return block_id
 
@@ -137,7 +156,7 @@ class BlockPool:
             states = (block_id in free, block_id in cached, counts[block_id] > 0)
             assert sum(states) == 1, f"block {block_id} is in states (free, cached, held) = {states}"
             block_hash = self._hashes[block_id]
-            assert (block_hash is None) == (self._hints[block_id] is None)
+            assert (block_hash is None) == (self._hints[block_id] is None) == (self._prefixes[block_id] is None)
             assert block_hash is not None or block_id not in cached, "a cached block without a hash"
             assert block_hash is None or self.index.get(block_hash) == block_id, "the index points elsewhere"
         assert len(self.index) == sum(h is not None for h in self._hashes), "the index knows a block too many"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenmill.core.sequence import Sequence
 from tokenmill.core.step import NewSequence
 from tokenmill.engine.kvcache.manager import BlockUpdate
@@ -36,3 +38,17 @@ class PlanDraft:
             i = self.rows.index(seq)
             del self.rows[i], self.starts[i]
             del self.counts[i : i + 1]  # nothing while generating rows are laid: their counts follow, all 1
+
+
+KEPT = 3
+"""A long prompt keeps one part in so many of a step's room; the rest is for short ones, if there are any."""
+
+
+def left_to_short(room: int, others: Iterable[Sequence]) -> int:
+    """Of the ``room`` that a long prompt would take whole: what it leaves to those of ``others`` that are done with it.
+
+    So a prompt of many steps holds up neither those who were taken up after it nor the head of the queue,
+    if they are short; long prompts still come one after the other, which is the quickest for all of them.
+    """
+    part = room - max(1, room // KEPT)
+    return part if any(0 < seq.num_remaining <= part for seq in others) else 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count as counter
 from typing import Protocol
 
 from tokenmill.core.engine_config import SchedulerConfig
@@ -21,6 +22,12 @@ Key = tuple[float, ...]
 
 AGING_TOKENS_PER_S = 200.0
 """Shortest-job-first: each second of waiting counts as a job this many tokens shorter, so that nobody starves."""
+
+PRIORITY_AGING_S = 60.0
+"""Priority: so many seconds of waiting count as one step of priority, so that nobody starves."""
+
+NO_DEADLINE_S = 600.0
+"""Deadline: who names none is treated as if this were his, so that he does not starve behind all who do."""
 
 OUTPUT_WEIGHT = 2.0
 """Fair share: a generated token counts as this many prompt tokens (as in the paper)."""
@@ -71,12 +78,12 @@ def shortest_key(seq: Sequence) -> Key:
 
 
 def priority_key(seq: Sequence) -> Key:
-    return (seq.request.priority, *arrival_key(seq))
+    return (seq.request.priority + seq.request.arrival_s / PRIORITY_AGING_S, *arrival_key(seq))
 
 
 def deadline_key(seq: Sequence) -> Key:
     deadline_s = seq.request.deadline_s
-    return (float("inf") if deadline_s is None else deadline_s, *arrival_key(seq))
+    return (seq.request.arrival_s + NO_DEADLINE_S if deadline_s is None else deadline_s, *arrival_key(seq))
 
 
 class KeyedPolicy:
@@ -118,7 +125,11 @@ class KeyedPolicy:
 
 
 class FairPolicy:
-    """The tenant that had the least service per weight goes first; within a tenant, first come first served."""
+    """The tenant that had the least service per weight goes first; within a tenant, first come first served.
+
+    A tenant's weight is the configured one, else what its requests bring. Tenants with a queue are in a heap by
+    the service that they had when last looked at: it only grows, so the top, brought up to date, is the least.
+    """
 
     counts_service = True
 
@@ -126,7 +137,10 @@ class FairPolicy:
         self._weights = weights
         self._service: dict[str, float] = {}
         self._queues: dict[str, deque[Sequence]] = {}
+        self._heap: list[tuple[float, int, str]] = []  # service then, order of coming, tenant: one for each queue
+        self._comers = counter()
         self._waiting: dict[int, Sequence] = {}
+        self._last_tenant: str | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -139,6 +153,7 @@ class FairPolicy:
         if tenant not in self._queues:
             self._lift(tenant)
             self._queues[tenant] = deque()
+            heapq.heappush(self._heap, (self._service[tenant], next(self._comers), tenant))
         self._waiting[seq.seq_id] = seq
         if seq.num_preemptions:
             self._queues[tenant].appendleft(seq)
@@ -146,20 +161,25 @@ class FairPolicy:
             self._queues[tenant].append(seq)
 
     def peek(self) -> Sequence | None:
-        for tenant in list(self._queues):
+        while self._heap:
+            service, order, tenant = self._heap[0]
             queue = self._queues[tenant]
             while queue and queue[0].seq_id not in self._waiting:
                 queue.popleft()
             if not queue:
+                heapq.heappop(self._heap)
                 del self._queues[tenant]
-        if not self._queues:
-            return None
-        return self._queues[min(self._queues, key=lambda t: self._service[t])][0]
+            elif self._service[tenant] > service:
+                heapq.heapreplace(self._heap, (self._service[tenant], order, tenant))
+            else:
+                return queue[0]
+        return None
 
     def pop(self) -> Sequence:
         seq = self.peek()
         assert seq is not None
         self._queues[seq.request.tenant].popleft()
+        self._last_tenant = seq.request.tenant
         del self._waiting[seq.seq_id]
         return seq
 
@@ -172,16 +192,18 @@ class FairPolicy:
     def served(self, seq: Sequence, num_tokens: int) -> None:
         tenant = seq.request.tenant
         weight = OUTPUT_WEIGHT if seq.num_planned >= seq.prompt_len else 1.0
-        share = self._weights.get(tenant, 1.0)
+        share = self._weights.get(tenant, seq.request.weight)
         self._service[tenant] = self._service.get(tenant, 0.0) + num_tokens * weight / share
 
     def _lift(self, tenant: str) -> None:
         """A tenant that comes back has no claim on the time it was away."""
         if len(self._service) > MAX_TENANTS:
-            self._service = {name: self._service[name] for name in self._queues}
-        floor = min((self._service[t] for t in self._queues), default=None)
-        known = self._service.get(tenant, 0.0)
-        self._service[tenant] = known if floor is None else max(known, floor)
+            kept = {*self._queues, self._last_tenant}
+            self._service = {name: service for name, service in self._service.items() if name in kept}
+        least = self.peek()
+        present = self._last_tenant if least is None else least.request.tenant
+        floor = 0.0 if present is None else self._service.get(present, 0.0)
+        self._service[tenant] = max(self._service.get(tenant, 0.0), floor)
 
 
 _KEYS: dict[str, Callable[[Sequence], Key]] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tokenmill.core.events import FinishedRecord
-from tokenmill.core.request import Request
+from tokenmill.core.request import Progress, Request
 from tokenmill.core.sequence import Sequence
 from tokenmill.engine.scheduler.account import SequenceAccount
 
@@ -32,9 +32,22 @@ class LiveRequest:
         sequences = [Sequence(first_seq_id + i, request, i) for i in range(request.num_sequences)]
         for seq in sequences:
             seq.account = SequenceAccount(request.arrival_s)
+        if request.progress is not None:
+            return cls._resumed(request, request.progress, sequences)
         for sibling in sequences[1:]:
             account_of(sibling).stalled = "prompt_of_sibling"
         return cls(request, sequences[0], dict(enumerate(sequences)), sequences[1:])
+
+    @classmethod
+    def _resumed(cls, request: Request, progress: Progress, sequences: list[Sequence]) -> LiveRequest:
+        """Begun by another engine: every choice goes on from its own tokens, as after a preemption."""
+        for seq, token_ids in zip(sequences, progress.token_ids, strict=True):
+            seq.token_ids += token_ids
+            seq.num_tokens += len(token_ids)
+        sequences[0].num_prompt_logprobs = progress.num_prompt_logprobs
+        live = {seq.index: seq for seq in sequences if seq.index not in progress.ended}
+        ended = [seq for seq in sequences if seq.index in progress.ended]
+        return cls(request, sequences[0], live, [], ended)
 
     def end(self, seq: Sequence) -> None:
         del self.live[seq.index]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from itertools import chain
 from itertools import count as counter
 from typing import Literal
 
@@ -28,8 +28,6 @@ from tokenmill.core.errors import (
     Aborted,
     DeadlineExceeded,
     InvalidRequest,
-    NeverFits,
-    NumericalError,
     Preempted,
     RequestError,
 )
@@ -37,10 +35,10 @@ from tokenmill.core.events import (
     Account,
     Admitted,
     Cause,
+    EmbeddingEvent,
     Evicted,
     Failed,
     PreemptedForBlocks,
-    PromptLogprobsEvent,
     StepEvents,
 )
 from tokenmill.core.request import FinishReason, Request
@@ -48,12 +46,16 @@ from tokenmill.core.sequence import Sequence
 from tokenmill.core.step import NewSequence, StepPlan, StepResult
 from tokenmill.engine.kvcache import KVCache
 from tokenmill.engine.scheduler.account import CauseClock
+from tokenmill.engine.scheduler.background import BackgroundLast, BackgroundShare
 from tokenmill.engine.scheduler.batching import make_batching
 from tokenmill.engine.scheduler.budget import make_budget
-from tokenmill.engine.scheduler.draft import PlanDraft
+from tokenmill.engine.scheduler.draft import PlanDraft, left_to_short
+from tokenmill.engine.scheduler.fits import check_fits
+from tokenmill.engine.scheduler.invariants import check
 from tokenmill.engine.scheduler.policy import make_policy
 from tokenmill.engine.scheduler.preemption import make_preemption
 from tokenmill.engine.scheduler.requests import LiveRequest, account_of
+from tokenmill.engine.scheduler.results import new_prompt_logprobs, row_error, tokens_by_row
 
 Outcome = Literal["finished", "failed", "aborted"]
 
@@ -64,14 +66,16 @@ class Scheduler:
     def __init__(self, cache: KVCache, config: SchedulerConfig) -> None:
         self.cache = cache
         self.config = config
-        self.policy = make_policy(config)
+        self.policy = BackgroundLast(make_policy(config), make_policy(config))
         self.batching = make_batching(config)
         self.budget = make_budget(config)
         self.preemption = make_preemption(config)
+        self.background = BackgroundShare()
         self.num_steps = 0
         self.num_preemptions = 0
         self._running: dict[int, Sequence] = {}  # by seq_id, in order of admission
         self._requests: dict[str, LiveRequest] = {}
+        self._num_background = 0  # requests
         self._prefilling: set[int] = set()  # running, with known tokens yet to compute
         self._stalled: dict[int, Sequence] = {}  # running, left out of the last plan
         self._newcomers: list[Sequence] = []  # joined the queue since the last plan
@@ -93,18 +97,7 @@ class Scheduler:
         Raises:
             NeverFits: the whole pool is too small for one choice of the request.
         """
-        if not request.prompt_token_ids:
-            raise InvalidRequest("the prompt holds no tokens", param="prompt")
-        # The last token is returned without its KV being computed.
-        num_tokens = len(request.prompt_token_ids) + max(request.max_new_tokens - 1, 0)
-        needed = self.cache.num_blocks_for(num_tokens)
-        have = self.cache.pool.num_blocks
-        if needed > have:
-            raise NeverFits(
-                f"prompt ({len(request.prompt_token_ids)} tokens) and max_tokens ({request.max_new_tokens}) need "
-                f"{needed} KV blocks of {self.cache.block_size} tokens, the pool has {have}: "
-                "ask for fewer tokens, or serve with more KV memory"
-            )
+        check_fits(request, self.cache.pool.num_blocks, self.cache.block_size)
 
     def add(self, request: Request) -> None:
         """Take a request into the queue.
@@ -117,10 +110,13 @@ class Scheduler:
         if request.id in self._requests:
             raise InvalidRequest(f"request id {request.id!r} is in use", param="request_id")
         live = LiveRequest.start(request, next(self._seq_ids))
-        for _ in live.held_siblings:
+        for _ in range(request.num_sequences - 1):
             next(self._seq_ids)
         self._requests[request.id] = live
-        self._enqueue(live.leader)
+        self._num_background += request.background
+        for seq in live.live.values():
+            if seq not in live.held_siblings:
+                self._enqueue(seq)
         if request.deadline_s is not None:
             heapq.heappush(self._deadlines, (request.deadline_s, request.id))
 
@@ -191,14 +187,18 @@ class Scheduler:
         draft = self._draft = PlanDraft()
         num_preemptions = self.num_preemptions
         behind = self._plan_generating(draft, now)
+        shared = 0 < self._num_background < len(self._requests)
+        later = self.background.take_out(draft, behind) if shared else []
         room = self.budget.tokens(len(draft.rows))
         room = self._cut_to_budget(draft, room, now)
         num_generating = len(draft.rows)
         room = self._plan_behind(draft, behind, room, now)
         if self.num_preemptions == num_preemptions:
-            self._admit(draft, room, now)
+            room = self._admit(draft, room, now, background=not shared)
         else:
             self._queue_clock.change("kv_blocks", now)
+        if shared:
+            num_generating += self._plan_background(draft, later, room, now)
         return self._seal(draft, num_generating, now)
 
     def _plan_generating(self, draft: PlanDraft, now: float) -> list[Sequence]:
@@ -236,19 +236,35 @@ class Scheduler:
 
     def _plan_behind(self, draft: PlanDraft, behind: list[Sequence], room: int, now: float) -> int:
         """Spend what is left of the budget on sequences already admitted that are further behind."""
-        for seq in behind:
+        for i, seq in enumerate(behind):
             count = min(seq.num_remaining, room)
             if seq.seq_id not in self._running or seq.num_remaining == 0:
                 continue  # preempted in this plan, or all it knows is in flight
             if count == 0:
                 self._stall(seq, now)
                 continue
+            if count < seq.num_remaining:
+                count -= left_to_short(room, chain(behind[i + 1 :], self._next_for_budget()))
             end = seq.num_planned + count
             if (end > seq.num_slots or seq.shared_tail) and not self._make_room(seq, end, draft, now):
                 continue
             draft.add(seq, count)
             room -= count
         return room
+
+    def _next_for_budget(self) -> list[Sequence]:
+        """The head of the queue, if it waits for nothing but a part of the step."""
+        head = self.policy.peek() if self._queue_clock.cause == "token_budget" else None
+        return [] if head is None else [head]
+
+    def _plan_background(self, draft: PlanDraft, later: list[Sequence], room: int, now: float) -> int:
+        """Let background work have its share of a step that others need; returns how many of its rows generate."""
+        num_rows, num_preemptions = len(draft.rows), self.num_preemptions
+        room = self._plan_behind(draft, later, self.background.tokens(sum(draft.counts), room), now)
+        num_generating = sum(seq.seq_id not in self._prefilling for seq in draft.rows[num_rows:])
+        if self.num_preemptions == num_preemptions:
+            self._admit(draft, room, now, background=True)
+        return num_generating
 
     def _make_room(self, seq: Sequence, num_tokens: int, draft: PlanDraft, now: float) -> bool:
         """Get blocks for ``seq``, at the cost of others if it must; False if it had to give way itself."""
@@ -266,7 +282,7 @@ class Scheduler:
 
     def _give_way(self, victim: Sequence, beneficiary: Sequence, now: float) -> None:
         """Carry out what the preemption policy says becomes of ``victim``."""
-        if self.preemption.choose(victim) == "refuse":
+        if self.preemption.choose(victim) == "refuse" and not victim.request.background:
             message = f"the KV cache is full and request {beneficiary.request_id} goes first; try again later"
             self._fail(victim.request_id, Preempted(message), now)
             self.num_preemptions += 1
@@ -275,22 +291,36 @@ class Scheduler:
         self._events.decisions.append(lost)
         self.preempt(victim, now)
 
-    def _admit(self, draft: PlanDraft, room: int, now: float) -> None:
-        """Take up waiting sequences; whatever stops this is what the rest of the queue waits for."""
+    def _admit(self, draft: PlanDraft, room: int, now: float, *, background: bool) -> int:
+        """Take up waiting sequences, those of background work only if told so; returns the tokens left.
+
+        Whatever stops this is what the rest of the queue waits for.
+        """
         head = self.policy.peek()
         if head is None:
-            return
+            return room
         if not self.batching.admits(len(self._running), len(self.policy), now - head.request.arrival_s):
             self._queue_clock.change("batch_policy", now)
-            return
-        while head is not None:
+            return room
+        while head is not None and (background or not head.request.background):
             cause = self._obstacle(head, room, now)
-            if cause is not None:
+            if cause is None:
+                self.policy.pop()
+                room -= self._start(head, draft, room, now)
+            elif not self._background_gives_way(head, cause, now):
                 self._queue_clock.change(cause, now)
-                return
-            self.policy.pop()
-            room -= self._start(head, draft, room, now)
+                return room
             head = self.policy.peek()
+        return room
+
+    def _background_gives_way(self, head: Sequence, cause: Cause, now: float) -> bool:
+        """Somebody who can wait leaves the batch so that ``head`` may join; False if nobody can."""
+        if head.request.background or not self._num_background or cause == "token_budget":
+            return False
+        victims = [seq for seq in self._running.values() if seq.request.background]
+        if victims:
+            self._give_way(max(victims, key=self.policy.rank), head, now)
+        return bool(victims)
 
     def _obstacle(self, seq: Sequence, room: int, now: float) -> Cause | None:
         """What keeps the head of the queue waiting; None: it got its blocks."""
@@ -331,6 +361,7 @@ class Scheduler:
             request.sequence_seed(seq.index),
             request.stop_token_ids,
             tuple(seq.block_ids),
+            request.pooling,
         )
         draft.add(seq, count)
         return count
@@ -372,11 +403,16 @@ class Scheduler:
         self._queue_clock.tick(now)
         num_tokens = plan.num_tokens
         self.budget.observe(num_tokens, result.seconds)
+        if self._num_background:
+            self.background.observe(num_tokens, result.seconds)
         for seq_id, reason in result.errors.items():
             if seq_id in self._running:
-                self._fail(self._running[seq_id].request.id, NumericalError(reason), now)
+                self._row_failed(self._running[seq_id], reason, result.error_codes.get(seq_id), now)
         if result.prompt_logprobs:
-            self._take_prompt_logprobs(result)
+            self._events.prompt_logprobs += new_prompt_logprobs(self._running, result)
+        for seq_id, values in result.embeddings.items():
+            if seq_id in self._running:
+                self._events.embeddings.append(EmbeddingEvent(self._running[seq_id].request_id, values))
         self._take_tokens(plan, result, now)
         events = self.take_events()
         events.num_tokens = num_tokens
@@ -384,13 +420,26 @@ class Scheduler:
         events.seconds = result.seconds
         return events
 
+    def _row_failed(self, seq: Sequence, reason: str, code: str | None, now: float) -> None:
+        """One row brought an error. What it computed, and what it read, is not to be read by anyone else.
+
+        Where numbers are not finite, cached blocks that it was given may be at fault: it is computed once
+        more, from nothing, and fails only if that does not help.
+        """
+        self.cache.forget(seq)
+        if code is None and seq.was_given_blocks and not seq.distrusts_cache:
+            seq.distrusts_cache = True
+            self.preempt(seq, now)
+            return
+        self._fail(seq.request_id, row_error(reason, code), now)
+
     def _take_tokens(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Publish what was computed, take in what was sampled. The hot loop: a few attribute reads per row."""
         running, prefilling, logprobs = self._running, self._prefilling, result.logprobs
         has_prompts = bool(prefilling)
         emit = self._events.tokens.append
         for seq_id, start, count, token_ids in zip(  # noqa: B905 (strict costs here)
-            plan.seq_ids, plan.starts, plan.counts, _tokens_by_row(plan, result)
+            plan.seq_ids, plan.starts, plan.counts, tokens_by_row(plan, result)
         ):
             seq = running.get(seq_id)
             if seq is None:
@@ -424,8 +473,9 @@ class Scheduler:
         self._caught_up(seq, now)
         if seq.max_tokens > seq.prompt_len:
             return True
-        # It asked for no tokens, only for the prompt to be computed.
-        self._events.tokens.append((seq.request_id, seq.index, (), None, "length"))
+        # It asked for no tokens, only for the prompt to be computed, or for an embedding.
+        if seq.request.pooling is None:
+            self._events.tokens.append((seq.request_id, seq.index, (), None, "length"))
         self._end(self._requests[seq.request_id], seq, now)
         return False
 
@@ -437,18 +487,6 @@ class Scheduler:
         if account.first_token_s is None:
             account.first_token_s = now
         self._release_siblings(self._requests[seq.request_id], now)
-
-    def _take_prompt_logprobs(self, result: StepResult) -> None:
-        """Emit those of positions not told before (a preempted prompt is computed again)."""
-        for seq_id, (position, entries) in result.prompt_logprobs.items():
-            seq = self._running.get(seq_id)
-            if seq is None or seq.index != 0:
-                continue
-            fresh = entries[max(0, seq.num_prompt_logprobs + 1 - position) :]
-            if fresh:
-                first = position + len(entries) - len(fresh)
-                self._events.prompt_logprobs.append(PromptLogprobsEvent(seq.request_id, 0, first, fresh))
-                seq.num_prompt_logprobs = first + len(fresh) - 1
 
     def take_events(self) -> StepEvents:
         """What there is to tell since the last time."""
@@ -520,6 +558,7 @@ class Scheduler:
 
     def _close(self, live: LiveRequest, outcome: Outcome, now: float) -> None:
         del self._requests[live.request.id]
+        self._num_background -= live.request.background
         self._events.finished.append(live.record(outcome, now))
 
     def _expire(self, now: float) -> None:
@@ -536,6 +575,10 @@ class Scheduler:
         """When the requests of the sequences new in ``plan``, the last one made, arrived; by ``seq_id``."""
         return {new.seq_id: self._running[new.seq_id].request.arrival_s for new in plan.new}
 
+    def request_ids(self, plan: StepPlan) -> list[str]:
+        """The requests of the sequences new in ``plan``, the last one made."""
+        return list(dict.fromkeys(self._running[new.seq_id].request_id for new in plan.new))
+
     def explain(self, request_id: str, now: float) -> Account | None:
         """Where the time of a request under way has gone so far; None if it is unknown or over."""
         live = self._requests.get(request_id)
@@ -545,26 +588,4 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert every invariant of scheduler and cache. For tests after each step, and for an idle server."""
-        self.cache.check(self._running.values())
-        waiting = list(self.policy)
-        held = [seq for live in self._requests.values() for seq in live.held_siblings]
-        everyone = [*self._running.values(), *waiting, *held]
-        assert len({seq.order for seq in everyone}) == len(everyone), "a sequence is in two places"
-        live_orders = {seq.order for live in self._requests.values() for seq in live.live.values()}
-        assert live_orders == {seq.order for seq in everyone}, "a live sequence is nowhere, or a dead one somewhere"
-        for seq in everyone:
-            assert seq.num_tokens == len(seq.token_ids) < max(seq.max_tokens, seq.prompt_len + 1), seq
-            assert seq.num_remaining >= 0, seq
-        for seq in (*waiting, *held):
-            assert not seq.block_ids and not seq.num_planned and not seq.num_pending, seq
-        assert len(self._running) <= self.config.max_seqs
-        assert self._prefilling <= self._running.keys() and self._stalled.keys() <= self._running.keys()
-        if not self._requests:
-            assert self.cache.pool.num_held == 0, "an idle scheduler holds blocks"
-
-
-def _tokens_by_row(plan: StepPlan, result: StepResult) -> Iterable[tuple[int, ...] | None]:
-    """For each row of the plan what it sampled; None for a row that did not."""
-    if result.seq_ids == plan.seq_ids:
-        return result.token_ids
-    return map(dict(zip(result.seq_ids, result.token_ids, strict=True)).get, plan.seq_ids)
+        check(self)
