@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,13 +22,16 @@ import torch
 from tokenmill.core.clock import VirtualClock
 from tokenmill.core.engine_config import SchedulerConfig
 from tokenmill.core.events import Failed, FinishedRecord
+from tokenmill.core.grammar import Grammar
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.precision import Precision
 from tokenmill.core.request import Request
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.engine.engine import Engine
+from tokenmill.engine.grammar.compiler import GrammarCompiler
 from tokenmill.engine.kvcache import KVCache
 from tokenmill.engine.scheduler import Scheduler
+from tokenmill.engine.text import TextCodec
 from tokenmill.kernels.cpu.kv import PagedKV
 from tokenmill.kernels.cpu.library import load
 from tokenmill.kernels.cpu.records import WeightFormat
@@ -115,7 +118,25 @@ WISHES: tuple[dict[str, Any], ...] = (
     {"temperature": 1.2, "top_k": 20, "presence_penalty": 0.6},
     {"temperature": 1.0, "typical_p": 0.8, "frequency_penalty": 0.5},
     {"temperature": 0.9, "min_p": 0.05, "bad_words_ids": ((7,), (3, 4)), "logit_bias": {9: 2.0}},
+    {"temperature": 1.0, "grammar": Grammar("regex", "([a-z]{2,5} |[0-9]+,){900,}")},
 )
+
+
+class Letters:
+    """As much of a codec as a grammar needs: tokens of one byte, and some of two and three."""
+
+    special_ids = frozenset({VOCAB - 1})
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < 256:
+            return bytes([token_id])
+        return f"{chr(97 + token_id % 26)}{token_id % 7}, "[: 1 + token_id % 3].encode()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+
+GRAMMARS = GrammarCompiler(cast(TextCodec, Letters()), VOCAB, {VOCAB - 1})
 
 
 def tokens(count: int, seed: int) -> tuple[int, ...]:
@@ -153,11 +174,14 @@ class House:
     ended: dict[tuple[str, int], str] = field(default_factory=dict)
     records: dict[str, FinishedRecord] = field(default_factory=dict)
     failures: list[Failed] = field(default_factory=list)
+    embeddings: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         num_blocks = self.num_blocks or 64 * -(-CONTEXT // self.block_size)
         self.worker = Worker(
-            self.model.served(num_blocks, self.block_size, max(self.chunk, MIN_STEP_TOKENS)), poison=True
+            self.model.served(num_blocks, self.block_size, max(self.chunk, MIN_STEP_TOKENS)),
+            grammars=GRAMMARS,
+            poison=True,
         )
         executor = LocalExecutor(self.worker)
         executor.start()
@@ -196,6 +220,7 @@ class House:
             answer += zip(token_ids, logprobs or (), strict=True)
             if reason:
                 self.ended[request_id, index] = reason
+        self.embeddings |= {event.request_id: event.values for event in events.embeddings}
         self.failures += [d for d in events.decisions if isinstance(d, Failed)]
         self.records |= {record.request_id: record for record in events.finished}
 
@@ -301,10 +326,12 @@ def test_cc03_prefix_hits(model: Model, alone: Alone, block_size: int, depth: in
     ask(222, base, (len(base) - 1) // block_size * block_size)
 
 
+@pytest.mark.parametrize("number", [301, 303])
 @pytest.mark.parametrize("prefix_caching", [False, True])
-def test_cc04_preempted_before_each_of_64_tokens(model: Model, alone: Alone, prefix_caching: bool) -> None:
-    """A sequence loses its blocks before every step, and finds some of them in the prefix cache, or none."""
-    req = request(301, tokens(30, 301), 64)
+def test_cc04_preempted_before_each_of_64_tokens(model: Model, alone: Alone, prefix_caching: bool, number: int) -> None:
+    """A sequence loses its blocks before every step, and finds some of them in the prefix cache, or none; 303 is held
+    to a grammar, which is followed anew each time."""
+    req = request(number, tokens(30, number), 64)
     house = House(model, block_size=max(8, model.least_block), prefix_caching=prefix_caching)
 
     def disturb(step: int) -> None:

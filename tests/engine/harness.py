@@ -9,6 +9,7 @@ from tokenmill.core.clock import VirtualClock
 from tokenmill.core.engine_config import SchedulerConfig
 from tokenmill.core.events import Failed, FinishedRecord, StepEvents
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import Pooling
 from tokenmill.core.request import CacheHints, Request
 from tokenmill.core.step import StepPlan, StepResult
 from tokenmill.engine.engine import Engine
@@ -42,6 +43,9 @@ def request(
     tenant: str = "default",
     cache_salt: str = "",
     cache: CacheHints | None = None,
+    pooling: Pooling | None = None,
+    weight: float = 1.0,
+    background: bool = False,
 ) -> Request:
     return Request(
         id,
@@ -56,6 +60,9 @@ def request(
         tenant,
         cache_salt,
         cache or CacheHints(),
+        pooling=pooling,
+        weight=weight,
+        background=background,
     )
 
 
@@ -83,6 +90,7 @@ class Rig:
         self.reasons: dict[tuple[str, int], str] = {}
         self.records: dict[str, FinishedRecord] = {}
         self.errors: dict[str, Exception] = {}
+        self.embeddings: dict[str, bytes] = {}
         self.decisions: list = []
         self.steps: list[StepEvents] = []
 
@@ -97,6 +105,9 @@ class Rig:
             if reason:
                 assert (request_id, index) not in self.reasons, "a choice ends once"
                 self.reasons[request_id, index] = reason
+        for event in events.embeddings:
+            assert event.request_id not in self.embeddings, "an embedding comes once"
+            self.embeddings[event.request_id] = event.values
         for decision in events.decisions:
             self.decisions.append(decision)
             if isinstance(decision, Failed):

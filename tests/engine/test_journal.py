@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tokenmill.core.errors import SetupError
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import StepPlan, StepResult, TokenLogprobs
 from tokenmill.engine.engine import Engine
+from tokenmill.engine.faults import Fault, InjectedFault, armed
 from tokenmill.engine.journal import JournalWriter, compare, read_header, read_records, replay
 
 PARAMS = SamplingParams(
@@ -42,6 +44,19 @@ def test_replay_is_bit_for_bit(tmp_path: Path, depth: int) -> None:
     steps = list(replay(read_records(path), fresh))
     assert len(steps) == rig.scheduler.num_steps
     assert all(not mismatches for _, mismatches in steps)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "5", "{}", '{"plan": 5}', '{"result": {}}', '{"plan": {"step_id": 1}}', "[" * 100_000, "\\ud800"],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    JournalWriter(path, {}).close()
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(SetupError, match="line 2"):
+        list(read_records(path))
 
 
 def test_records_read_back_equal(tmp_path: Path) -> None:
@@ -80,3 +95,53 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(SetupError, match="journal"):
         read_header(path)
+
+
+def test_ft28_a_crash_replays_at_the_same_step(tmp_path: Path) -> None:
+    """FT-28: the journal's last line is the plan that the engine died of; carried out again, it dies of it again."""
+    path = tmp_path / "journal.jsonl"
+    rig = Rig(num_blocks=14, options={"max_step_tokens": 16})
+    rig.engine = Engine(rig.scheduler, rig.executor, rig.clock, journal=JournalWriter(path, {"num_blocks": 14}))
+    for i in range(5):
+        rig.add(request(f"r{i}", tuple(range(i, i + 9)), 12, params=PARAMS, seed=i))
+    crash = _crash_over(20)
+    with armed(Fault("executor.submit", crash)), pytest.raises(InjectedFault):
+        rig.run()
+    rig.engine.close()
+    records = list(read_records(path))
+    assert isinstance(records[-1], StepPlan), "its result never came"
+    fresh = ClockedExecutor(14, 4)
+    fresh.clock = rig.clock
+    fresh.start()
+    steps = list(replay(iter(records[:-1]), fresh))
+    assert steps and all(not mismatches for _, mismatches in steps)
+    with pytest.raises(InjectedFault):
+        crash(records[-1])
+    for plan in records[:-1]:
+        if isinstance(plan, StepPlan):
+            crash(plan)
+
+
+def _crash_over(position: int) -> Callable[[StepPlan], None]:
+    """A bug that shows in the first step whose rows start at more than ``position`` positions in all."""
+
+    def crash(plan: StepPlan) -> None:
+        if sum(plan.starts) > position:
+            raise InjectedFault
+
+    return crash
+
+
+def test_ft21_a_full_disk_ends_the_journal_and_not_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with armed(Fault("journal.write", error="disk", after=5)):
+        rig = recorded(path)
+    assert len(rig.records) == 5 and not rig.errors
+    assert 0 < len(list(read_records(path))) <= 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_ft21_a_disk_that_is_really_full() -> None:
+    writer = JournalWriter(Path("/dev/full"), {})
+    writer.plan(StepPlan(1, (), (), ()))
+    writer.close()

@@ -36,6 +36,7 @@ def random_request(rng: random.Random, name: str, now: float) -> Request:
         priority=rng.randrange(3),
         deadline_s=now + rng.random() * 0.5 if rng.random() < 0.05 else None,
         tenant=rng.choice("abc"),
+        background=rng.random() < 0.3,
         cache_salt=rng.choice(("", "", "other")),
         cache=CacheHints(rng.randrange(2), rng.choice((None, 0.01)), rng.random() < 0.1),
     )

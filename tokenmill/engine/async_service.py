@@ -1,259 +1,228 @@
 """The engine behind an event loop: one thread runs ``Engine.step``, callers iterate over queues.
 
 The two sides meet in two places only: a list of commands that the engine thread empties before each step,
-and ``call_soon_threadsafe`` with each step's events. Everything about text happens on the caller's side,
-when the caller asks for the next increment: a slow reader costs itself, not the engine.
+and ``call_soon_threadsafe`` with each step's events. The callers' side is ``front.py``.
 
-A request that fails ends alone. If the engine itself fails, every handle raises ``Unavailable``, ``live``
-turns false and nothing new is taken.
+A request that fails ends alone. If the engine itself fails, or its watchdog sees it stuck, every handle raises
+``Unavailable``, ``live`` turns false and nothing new is taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, replace
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tokenmill.core.errors import RequestError, TokenmillError, Unavailable
-from tokenmill.core.events import Account, Admitted, Failed, FinishedRecord, StepEvents
+from tokenmill.core.errors import RequestError
+from tokenmill.core.events import Account, Failed, StepEvents
+from tokenmill.core.grammar import Grammar
 from tokenmill.core.request import Request
-from tokenmill.core.step import TokenLogprobs
-from tokenmill.engine.choice import ChoiceText, Output
 from tokenmill.engine.engine import Engine
-from tokenmill.engine.explain import explain_account
-from tokenmill.engine.resolve import ModelLimits, resolve
-from tokenmill.engine.service import Submission, Usage
+from tokenmill.engine.faults import fire
+from tokenmill.engine.front import Front, Handle
+from tokenmill.engine.grammar.compiler import GrammarCompiler
+from tokenmill.engine.resolve import ModelLimits
+from tokenmill.engine.service import Submission
 from tokenmill.engine.telemetry import Observation
 from tokenmill.engine.text import TextCodec
+from tokenmill.engine.watchdog import STUCK_AFTER_S, State, Watchdog
 
 log = logging.getLogger(__name__)
 
-MAX_RECORDS = 10_000
-"""How many ended requests can still be explained."""
 
-STALL_S = 120.0
-"""An engine that has work and ends no step for this long is not live."""
+class EngineThread:
+    """Runs an engine in a thread: commands go in, every step's events come out.
 
+    Args:
+        post: called in that thread with the events of each step that brought any.
+        died: called in that thread with what the engine died of.
+    """
 
-class _Handle:
-    """One request on the caller's side: a queue of events, and its choices' text."""
+    def __init__(
+        self,
+        engine: Engine,
+        post: Callable[[StepEvents], None],
+        died: Callable[[BaseException], None],
+        *,
+        stuck_after_s: float = STUCK_AFTER_S,
+    ) -> None:
+        self.engine = engine
+        self.watchdog = Watchdog(engine.clock, stuck_after_s=stuck_after_s, expected=engine.expected_s)
+        self.error: BaseException | None = None
+        """What the engine died of."""
+        self._post = post
+        self._died = died
+        self._commands: deque[Callable[[Engine], None]] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="tokenmill-engine", daemon=True)
 
-    def __init__(self, service: EngineService, request: Request, submission: Submission) -> None:
-        self.request_id = request.id
-        self.seed = request.seed
-        self.events: asyncio.Queue[Any] = asyncio.Queue()
-        self.record: FinishedRecord | None = None
-        self.first_token_s: float | None = None
-        self._service = service
-        self._request = request
-        self._cached_tokens = 0
-        self._choices = [ChoiceText(i, submission.params, service.codec) for i in range(request.num_sequences)]
-        self._prompt_logprobs: list[TokenLogprobs | None] = [None]
-
-    # ---- what the caller sees ----------------------------------------------------------------------
+    def start(self) -> None:
+        self.watchdog.turn()
+        self._thread.start()
 
     @property
-    def usage(self) -> Usage:
-        completion = sum(choice.num_tokens for choice in self._choices)
-        return Usage(len(self._request.prompt_token_ids), completion, self._cached_tokens)
+    def alive(self) -> bool:
+        return self.error is None and self._thread.is_alive()
 
-    @property
-    def account(self) -> Account | None:
-        return self.record.account if self.record else None
+    def command(self, command: Callable[[Engine], None]) -> None:
+        """Have the thread call this before its next step."""
+        self._commands.append(command)
+        self._wake.set()
 
-    @property
-    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
-        complete = len(self._prompt_logprobs) == len(self._request.prompt_token_ids)
-        return self._prompt_logprobs if self._request.params.prompt_logprobs is not None and complete else None
+    def add(self, request: Request) -> None:
+        """Have the engine take a request in; if it will not, events say so."""
+        self.command(partial(self._add, request=request))
 
-    def abort(self) -> None:
-        if self.record is None:
-            self._service.command(partial(Engine.abort, request_id=self.request_id))
+    def judge(self) -> tuple[State, str]:
+        """What state it is in, and why."""
+        if self.error is not None:
+            return "dead", "the engine failed"
+        if self._thread.ident is None:
+            return "starting", "the engine has not been started"
+        if not self._thread.is_alive():
+            return "dead", "the engine has been closed" if self._closing else "the engine's thread is gone"
+        motion = self.watchdog.judge()
+        if motion == "moving":
+            return "ready", ""
+        return motion, "the engine has made no progress for too long"
 
-    async def __aiter__(self) -> AsyncIterator[Output]:
-        """Not to be iterated twice. Leaving the loop early gives the request up."""
+    def close(self) -> None:
+        """Wait for the step under way, and release everything; a thread that is stuck is left behind."""
+        self._closing = True
+        self._wake.set()
+        while self._thread.is_alive() and self.watchdog.judge() != "stuck":
+            self._thread.join(0.5)
+        if not self._thread.is_alive():
+            self.engine.close()
+
+    def _run(self) -> None:
         try:
-            outputs = self._outputs()
-            async for output in self._best(outputs) if self._ranks else outputs:
-                yield output
-        finally:
-            self.abort()
+            while not self._closing:
+                self._wake.clear()
+                while self._commands:
+                    self._commands.popleft()(self.engine)
+                self.watchdog.turn()
+                events = self.engine.step()
+                if events.num_tokens or events.tokens or events.decisions or events.finished:
+                    self._post(events)
+                if events.num_tokens == 0:
+                    self._wait()
+        except BaseException as error:
+            log.exception("the engine failed")
+            self.error = error
+            self._died(error)
 
-    def admitted(self, event: Admitted) -> None:
-        """The first admission of the first choice says how much of the prompt was cached."""
-        if event.index == 0 and not event.resumed:
-            self._cached_tokens = event.cached_tokens
+    def _add(self, engine: Engine, request: Request) -> None:
+        try:
+            fire("engine.add", request)
+            engine.add(request)
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                log.exception("request %s could not be taken in", request.id)
+                error = RequestError("the engine could not take the request in", code="server_error")
+            self._post(StepEvents(decisions=[Failed(request.id, error)]))
 
-    # ---- how it comes about ------------------------------------------------------------------------
-
-    @property
-    def _ranks(self) -> bool:
-        params = self._request.params
-        return params.num_sequences > params.n
-
-    async def _outputs(self) -> AsyncIterator[Output]:
-        """Events to outputs, until the engine says that the request is over."""
-        while True:
-            event = await self.events.get()
-            if isinstance(event, FinishedRecord):
-                return
-            if isinstance(event, TokenmillError):
-                raise event
-            if isinstance(event, tuple):
-                _, index, token_ids, logprobs, reason = event
-                choice = self._choices[index]
-                if not choice.done:
-                    output = choice.push(token_ids, logprobs, reason)
-                    if choice.stopped_by_text:
-                        self._service.command(partial(Engine.stop, request_id=self.request_id, index=index))
-                    yield output
-            else:
-                self._prompt_logprobs += event.entries
-
-    async def _best(self, outputs: AsyncIterator[Output]) -> AsyncIterator[Output]:
-        """All choices to their ends, then the ``n`` with the highest mean log-probability, in that order."""
-        collected: list[list[Output]] = [[] for _ in self._choices]
-        async for output in outputs:
-            collected[output.index].append(output)
-        ranking = sorted(self._choices, key=lambda choice: (-choice.mean_logprob, choice.index))
-        for index, choice in enumerate(ranking[: self._request.params.n]):
-            for output in collected[choice.index]:
-                yield replace(output, index=index)
+    def _wait(self) -> None:
+        """Until a command comes, or the moment at which the scheduler may find something to do."""
+        wake_after_s = self.engine.scheduler.wake_after_s(self.engine.clock.now())
+        self._wake.wait(1.0 if wake_after_s is None else min(wake_after_s, 1.0))
 
 
-class EngineService:
+def stats_of(engine: Engine) -> dict[str, int]:
+    """Numbers of this moment; any thread may ask."""
+    scheduler = engine.scheduler
+    pool = scheduler.cache.pool
+    return {
+        "running": scheduler.num_running,
+        "waiting": scheduler.num_waiting,
+        "steps": scheduler.num_steps,
+        "preemptions": scheduler.num_preemptions,
+        "blocks_total": pool.num_blocks,
+        "blocks_free": pool.num_free,
+        "blocks_cached": pool.num_cached,
+        "blocks_held": pool.num_held,
+        "block_size": scheduler.cache.block_size,
+        "blocks_evicted": pool.num_evicted,
+        "prefix_queried_tokens": scheduler.cache.num_queried_tokens,
+        "prefix_hit_tokens": scheduler.cache.num_hit_tokens,
+        "max_seqs": scheduler.config.max_seqs,
+        "max_step_tokens": scheduler.config.max_step_tokens,
+        "fair_share": int(scheduler.config.policy == "fair"),
+    }
+
+
+class EngineService(Front):
     """``engine/service.py``'s ``Service`` over an engine in this process.
 
     Make it, then ``await start()`` on the loop that will use it.
     """
 
-    def __init__(self, engine: Engine, codec: TextCodec, limits: ModelLimits, *, model_name: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        codec: TextCodec,
+        limits: ModelLimits,
+        *,
+        model_name: str,
+        grammars: GrammarCompiler | None = None,
+        stuck_after_s: float = STUCK_AFTER_S,
+    ) -> None:
+        super().__init__(codec, limits, engine.clock, model_name=model_name)
         self.engine = engine
-        self.codec = codec
-        self.limits = limits
-        self.model_name = model_name
-        self.max_context = limits.max_context
-        self.vocab_size = limits.vocab_size
-        self.created = int(time.time())
-        self.draining = False
-        self.error: BaseException | None = None
-        """What the engine died of."""
-        self._commands: deque[Callable[[Engine], None]] = deque()
-        self._wake = threading.Event()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="tokenmill-engine", daemon=True)
-        self._heartbeat_s = engine.clock.now()
+        self.grammars = grammars or GrammarCompiler(codec, limits.vocab_size, limits.eos_token_ids)
+        self._runner = EngineThread(engine, self._post, self._die, stuck_after_s=stuck_after_s)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._handles: dict[str, _Handle] = {}
-        self._records: OrderedDict[str, FinishedRecord] = OrderedDict()
-        self._listeners: list[Callable[[StepEvents], None]] = []
-        self._idle = asyncio.Event()
-        self._counters = dict.fromkeys(("requests", "prompt_tokens", "generated_tokens", "finished", "failed"), 0)
-        self._counters["aborted"] = 0
 
     # ---- life --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to serve; the executor has been started."""
         self._loop = asyncio.get_running_loop()
-        self._idle.set()
-        self._thread.start()
+        self.grammars.warm_up()
+        self._runner.start()
 
-    @property
-    def live(self) -> bool:
-        stalled = self.engine.has_work and self.engine.clock.now() - self._heartbeat_s > STALL_S
-        return not self.failed and not stalled
-
-    @property
-    def failed(self) -> bool:
-        return self.error is not None or not self._thread.is_alive()
-
-    @property
-    def ready(self) -> bool:
-        return self.live and not self.draining
-
-    async def drain(self, timeout_s: float) -> bool:
-        self.draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            for handle in list(self._handles.values()):
-                handle.events.put_nowait(Unavailable("the server is shutting down", code="server_shutting_down"))
-                handle.abort()
-            return False
-        return True
+    def _judge(self) -> tuple[State, str]:
+        return self._runner.judge()
 
     async def close(self) -> None:
-        self.draining = self._closing = True
-        self._wake.set()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
-        self.engine.close()
+        self.draining = True
+        await asyncio.to_thread(self._runner.close)
+        await asyncio.to_thread(self.grammars.close)
 
     # ---- requests ----------------------------------------------------------------------------------
 
-    def submit(self, submission: Submission) -> _Handle:
-        if not self.ready:
-            why = "the server is shutting down" if self.draining else "the engine is not running"
-            raise Unavailable(why, code="server_shutting_down" if self.draining else None, retry_after_s=5.0)
-        request = resolve(
-            submission,
-            self.limits,
-            self.codec,
-            request_id=submission.request_id or f"req_{secrets.token_hex(16)}",
-            seed=secrets.randbits(63),
-            now=self.engine.clock.now(),
-        )
-        self.engine.scheduler.check_fits(request)
-        handle = _Handle(self, request, submission)
-        self._handles[request.id] = handle
-        self._idle.clear()
-        self._counters["requests"] += 1
-        self.command(lambda engine: self._add(engine, request))
+    async def compile(self, grammar: Grammar, *, param: str = "response_format") -> None:
+        await self.grammars.ready(grammar, param=param)
+
+    def submit(self, submission: Submission) -> Handle:
+        handle = super().submit(submission)
+        if submission.params.grammar is not None:
+            handle.keeps = self.grammars.find(submission.params.grammar)
         return handle
 
-    def command(self, command: Callable[[Engine], None]) -> None:
-        """Have the engine thread call this before its next step."""
-        self._commands.append(command)
-        self._wake.set()
+    def _check_fits(self, request: Request) -> None:
+        self.engine.scheduler.check_fits(request)
 
-    def subscribe(self, listener: Callable[[StepEvents], None]) -> None:
-        self._listeners.append(listener)
+    def _add(self, request: Request) -> None:
+        self._runner.add(request)
 
-    def explain(self, request_id: str) -> dict[str, Any] | None:
-        record = self._records.get(request_id)
-        if record is not None:
-            return {**asdict(record), "state": record.outcome, **explain_account(record.account)}
-        account = self.engine.scheduler.explain(request_id, self.engine.clock.now())
-        if account is None:
-            return None
-        return {"request_id": request_id, "state": "running", "account": asdict(account), **explain_account(account)}
+    def abort(self, request_id: str) -> None:
+        self._runner.command(partial(Engine.abort, request_id=request_id))
+
+    def stop(self, request_id: str, index: int) -> None:
+        self._runner.command(partial(Engine.stop, request_id=request_id, index=index))
+
+    async def _explain_live(self, request_id: str) -> Account | None:
+        return self.engine.scheduler.explain(request_id, self.engine.clock.now())
 
     def stats(self) -> dict[str, Any]:
-        scheduler = self.engine.scheduler
-        pool = scheduler.cache.pool
-        return {
-            "running": scheduler.num_running,
-            "waiting": scheduler.num_waiting,
-            "steps": scheduler.num_steps,
-            "preemptions": scheduler.num_preemptions,
-            "blocks_total": pool.num_blocks,
-            "blocks_free": pool.num_free,
-            "blocks_cached": pool.num_cached,
-            "blocks_held": pool.num_held,
-            "block_size": scheduler.cache.block_size,
-            "blocks_evicted": pool.num_evicted,
-            "prefix_queried_tokens": scheduler.cache.num_queried_tokens,
-            "prefix_hit_tokens": scheduler.cache.num_hit_tokens,
-            **self._counters,
-        }
+        grammars = {f"grammar_{name}": value for name, value in self.grammars.stats().items()}
+        return {**stats_of(self.engine), **grammars, **self._counters}
 
     def observation(self) -> Observation | None:
         telemetry = self.engine.telemetry
@@ -261,85 +230,13 @@ class EngineService:
 
     # ---- the engine's thread -----------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while not self._closing:
-                self._wake.clear()
-                self._obey()
-                self._heartbeat_s = self.engine.clock.now()
-                events = self.engine.step()
-                self._post(events)
-                if events.num_tokens == 0:
-                    self._wait()
-        except BaseException as error:
-            log.exception("the engine failed")
-            self.error = error
-            self._call(self._die)
-
-    def _obey(self) -> None:
-        while self._commands:
-            self._commands.popleft()(self.engine)
-
-    def _add(self, engine: Engine, request: Request) -> None:
-        try:
-            engine.add(request)
-        except RequestError as error:
-            events = StepEvents(decisions=[Failed(request.id, error)])
-            self._post(events)
-
-    def _wait(self) -> None:
-        """Until a command comes, or the moment at which the scheduler may find something to do."""
-        wake_after_s = self.engine.scheduler.wake_after_s(self.engine.clock.now())
-        self._wake.wait(1.0 if wake_after_s is None else min(wake_after_s, 1.0))
-
     def _post(self, events: StepEvents) -> None:
-        if events.num_tokens or events.tokens or events.decisions or events.finished:
-            self._call(lambda: self._deliver(events))
+        self._call(lambda: self.deliver(events))
+
+    def _die(self, error: BaseException) -> None:
+        self._call(self.abandon)
 
     def _call(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback)
-
-    # ---- on the loop -------------------------------------------------------------------------------
-
-    def _deliver(self, events: StepEvents) -> None:
-        handles = self._handles
-        for decision in events.decisions:
-            if isinstance(decision, Failed) and (handle := handles.get(decision.request_id)):
-                handle.events.put_nowait(decision.error)
-            elif isinstance(decision, Admitted) and decision.request_id in handles:
-                handles[decision.request_id].admitted(decision)
-        for prompt_logprobs in events.prompt_logprobs:
-            if handle := handles.get(prompt_logprobs.request_id):
-                handle.events.put_nowait(prompt_logprobs)
-        for event in events.tokens:
-            if handle := handles.get(event[0]):
-                handle.events.put_nowait(event)
-        for record in events.finished:
-            self._finish(record)
-        for listener in self._listeners:
-            listener(events)
-
-    def _finish(self, record: FinishedRecord) -> None:
-        self._records[record.request_id] = record
-        while len(self._records) > MAX_RECORDS:
-            self._records.popitem(last=False)
-        self._counters[record.outcome] += 1
-        self._counters["prompt_tokens"] += record.prompt_tokens
-        self._counters["generated_tokens"] += record.generated_tokens
-        handle = self._handles.pop(record.request_id, None)
-        if handle is not None:
-            handle.record = record
-            if record.first_token_s is not None:
-                handle.first_token_s = record.first_token_s - record.arrival_s
-            handle.events.put_nowait(record)
-        if not self._handles:
-            self._idle.set()
-
-    def _die(self) -> None:
-        """The engine is gone: nobody waits in vain."""
-        for handle in self._handles.values():
-            handle.events.put_nowait(Unavailable("the engine failed; the request was lost", code="engine_failed"))
-        self._handles.clear()
-        self._idle.set()

@@ -40,7 +40,12 @@ class ChoiceText:
         self.stopped_by_text = False
         """It was ended here, and the engine has yet to be told."""
         self._params = params
-        self._detokenizer = Detokenizer(codec, skip_special_tokens=params.skip_special_tokens, at_start=False)
+        self._detokenizer = Detokenizer(
+            codec,
+            skip_special_tokens=params.skip_special_tokens,
+            shown_special_ids=params.shown_special_ids,
+            at_start=False,
+        )
         self._matcher = StopMatcher(params.stop, params.include_stop) if params.stop else None
 
     @property

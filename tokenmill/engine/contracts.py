@@ -4,6 +4,7 @@
 - ``StepCost`` foresees how long a plan will take.
 - ``Proposer`` guesses tokens ahead; the scheduler sees its guesses as tokens to compute.
 - ``KVTransfer`` moves named blocks between pools.
+- ``Grammars`` makes a ``Matcher`` for an answer: which tokens may come next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tokenmill.core.grammar import Grammar
 from tokenmill.core.step import StepPlan, StepResult
 
 
@@ -62,3 +64,29 @@ class KVTransfer(Protocol):
     """Moves KV blocks between pools: tiers, workers, machines."""
 
     def transfer(self, source_ids: Sequence[int], destination_ids: Sequence[int]) -> None: ...
+
+
+class Matcher(Protocol):
+    """One answer's way through its grammar. Used by one thread at a time; every method may be slow (milliseconds)."""
+
+    complete: bool
+    """As of the last ``allowed``: nothing but the end may come."""
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take in tokens that were generated, in order. Raises ``RequestError`` where the grammar forbids one."""
+        ...
+
+    def allowed(self) -> bytes:
+        """One bit per token that may come next, the first token's lowest; whole 32-bit words.
+
+        Raises ``RequestError`` where the answer cannot go on: no token fits, or the grammar is too complex here.
+        """
+        ...
+
+
+class Grammars(Protocol):
+    """Compiled grammars for the vocabulary of one model; shared by whoever checks requests and whoever draws tokens."""
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """A matcher for a new answer. Raises ``RequestError`` or ``Unavailable`` if the grammar does not compile."""
+        ...

@@ -9,12 +9,14 @@ clock it simulates.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from tokenmill.core.clock import Clock
 from tokenmill.core.events import StepEvents
 from tokenmill.core.request import Request
 from tokenmill.core.step import StepPlan
 from tokenmill.engine.contracts import Executor, Pending
+from tokenmill.engine.faults import fire
 from tokenmill.engine.journal import JournalWriter
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.telemetry import Telemetry
@@ -39,7 +41,10 @@ class Engine:
         self.executor = executor
         self.clock = clock
         self.depth = depth
+        self.on_plan: Callable[[StepPlan], None] | None = None
+        """Called with each plan before it is handed over, if it is there."""
         self._journal = journal
+        self._latest: StepPlan | None = None
         self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
 
     @property
@@ -71,6 +76,10 @@ class Engine:
                 break
             if self._journal:
                 self._journal.plan(plan, now, self.scheduler.arrivals(plan))
+            if self.on_plan:
+                self.on_plan(plan)
+            self._latest = plan
+            fire("executor.submit", plan)
             self._in_flight.append((plan, self.executor.submit(plan)))
         if telemetry:
             telemetry.planned(self.scheduler.blocked_by, len(self.scheduler.policy))
@@ -86,6 +95,11 @@ class Engine:
         if telemetry:
             telemetry.ended(plan, result, events, self.clock.now(), self.scheduler.num_preemptions, more=self.has_work)
         return events
+
+    def expected_s(self) -> float:
+        """How long the latest step was foreseen to take; 0: not known. Any thread may ask."""
+        plan, telemetry = self._latest, self.telemetry
+        return 0.0 if plan is None or telemetry is None else telemetry.expected_s(plan)
 
     def close(self) -> None:
         """Release the executor and the journal."""

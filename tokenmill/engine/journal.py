@@ -9,16 +9,24 @@ reads back the same; seconds are not compared).
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from tokenmill.core.errors import SetupError
+from tokenmill.core.errors import SetupError, TokenmillError
+from tokenmill.core.grammar import Grammar
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import Pooling
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
 from tokenmill.engine.contracts import Executor
+from tokenmill.engine.faults import fire
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -26,10 +34,14 @@ Record = StepPlan | StepResult
 
 
 class JournalWriter:
-    """Appends records to a file; each line is flushed, so that a crash loses nothing that happened before it."""
+    """Appends records to a file; each line is flushed, so that a crash loses nothing that happened before it.
+
+    A file that cannot be written any more (a full disk) ends the journal, and not the engine.
+    """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self._file: TextIO = path.open("w", encoding="utf-8")
+        self._ended = False
         self._write({"journal": FORMAT, **header})
 
     def plan(self, plan: StepPlan, time_s: float | None = None, arrived_s: Mapping[int, float] | None = None) -> None:
@@ -41,11 +53,19 @@ class JournalWriter:
         self._write({"result": _result_to_json(result)})
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be flushed
+            self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
-        self._file.flush()
+        if self._ended:
+            return
+        try:
+            fire("journal.write", record)
+            self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._ended = True
+            log.error("the journal %s ends here: %s", self._file.name, error.strerror or error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +95,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             header = json.loads(file.readline())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"cannot read journal {path}: {error}") from error
     if not isinstance(header, dict) or header.get("journal") != FORMAT:
         raise SetupError(f"{path} is not a journal of format {FORMAT} (serve with --journal FILE writes one)")
@@ -83,14 +103,25 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The plans and results in order. A line cut short by a crash ends the journal."""
-    with path.open(encoding="utf-8") as file:
-        next(file)
-        for line in file:
+    """The plans and results in order. A line cut short by a crash ends the journal.
+
+    Raises:
+        SetupError: a whole line is neither; names it.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        next(file, None)
+        for number, line in enumerate(file, 2):
             if not line.endswith("\n"):
                 return
-            record = json.loads(line)
-            yield _plan_from_json(record["plan"]) if "plan" in record else _result_from_json(record["result"])
+            yield _record(line, path, number)
+
+
+def _record(line: str, path: Path, number: int) -> Record:
+    try:
+        record = json.loads(line)
+        return _plan_from_json(record["plan"]) if "plan" in record else _result_from_json(record["result"])
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError, TokenmillError) as error:
+        raise SetupError(f"{path}, line {number}: is not a plan or a result: {error}") from error
 
 
 def replay(records: Iterator[Record], executor: Executor) -> Iterator[tuple[StepResult, list[Mismatch]]]:
@@ -113,6 +144,8 @@ def compare(recorded: StepResult, replayed: StepResult) -> list[Mismatch]:
         ("logprobs", recorded.logprobs, replayed.logprobs),
         ("prompt_logprobs", recorded.prompt_logprobs, replayed.prompt_logprobs),
         ("errors", recorded.errors, replayed.errors),
+        ("error_codes", recorded.error_codes, replayed.error_codes),
+        ("embeddings", recorded.embeddings, replayed.embeddings),
     ]
     for name, old, new in pairs:
         for seq_id in sorted({*old, *new}):
@@ -147,6 +180,7 @@ def _new_to_json(new: NewSequence) -> dict[str, Any]:
         "seed": new.seed,
         "stop_token_ids": sorted(new.stop_token_ids),
         "block_ids": new.block_ids,
+        "pooling": None if new.pooling is None else asdict(new.pooling),
     }
 
 
@@ -173,12 +207,14 @@ def _new_from_json(data: dict[str, Any]) -> NewSequence:
         seed=data["seed"],
         stop_token_ids=frozenset(data["stop_token_ids"]),
         block_ids=tuple(data["block_ids"]),
+        pooling=Pooling(**pooling) if (pooling := data.get("pooling")) else None,  # earlier versions wrote none
     )
 
 
 def _params_from_json(data: dict[str, Any]) -> SamplingParams:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     values["logit_bias"] = {int(token_id): bias for token_id, bias in data["logit_bias"].items()}
+    values["grammar"] = Grammar(**data["grammar"]) if data.get("grammar") else None
     values["bad_words_ids"] = tuple(tuple(ids) for ids in data["bad_words_ids"])
     return SamplingParams(**values)
 
@@ -194,7 +230,9 @@ def _result_to_json(result: StepResult) -> dict[str, Any]:
             for k, (position, entries) in result.prompt_logprobs.items()
         },
         "errors": dict(result.errors),
+        "error_codes": dict(result.error_codes),
         "drafts": dict(result.drafts),
+        "embeddings": {k: base64.b64encode(values).decode() for k, values in result.embeddings.items()},
         "seconds": result.seconds,
         "sampling_seconds": result.sampling_seconds,
     }
@@ -212,7 +250,9 @@ def _result_from_json(data: dict[str, Any]) -> StepResult:
         logprobs={int(k): _entries(entries) for k, entries in data["logprobs"].items()},
         prompt_logprobs={int(k): (pos, _entries(entries)) for k, (pos, entries) in data["prompt_logprobs"].items()},
         errors={int(k): reason for k, reason in data["errors"].items()},
+        error_codes={int(k): code for k, code in data.get("error_codes", {}).items()},  # earlier versions have none
         drafts={int(k): tuple(ids) for k, ids in data["drafts"].items()},
+        embeddings={int(k): base64.b64decode(values) for k, values in data.get("embeddings", {}).items()},
         seconds=data["seconds"],
         sampling_seconds=data.get("sampling_seconds", 0.0),  # journals of earlier versions have none
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tokenmill.core.errors import ContextLengthExceeded, InvalidRequest
+from tokenmill.core.errors import ContextLengthExceeded, InvalidRequest, NotSupported
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import Pooling, PoolingKind
 from tokenmill.core.request import Request
 from tokenmill.engine.service import Submission
 from tokenmill.engine.text import TextCodec
@@ -24,6 +25,12 @@ class ModelLimits:
     vocab_size: int
     """Rows of the embedding: token ids below this."""
     eos_token_ids: frozenset[int]
+    hidden_size: int = 0
+    """Numbers of an embedding; 0: the engine makes none."""
+    pooling: PoolingKind = "last"
+    """How embeddings are made where the request does not say."""
+    generates: bool = True
+    """False: embeddings are all that can be asked for."""
 
 
 def resolve(
@@ -33,8 +40,11 @@ def resolve(
 
     Raises:
         InvalidRequest: a field does not fit the model; ``ContextLengthExceeded`` names both lengths.
+        NotSupported: the checkpoint is for embeddings alone.
     """
     params = submission.params
+    if submission.pooling is None and not limits.generates:
+        raise NotSupported("this checkpoint has no output matrix: it makes embeddings, no text")
     _check_ids("prompt", submission.prompt_token_ids, limits.vocab_size)
     _check_ids("logit_bias", params.logit_bias, limits.vocab_size)
     _check_ids("stop_token_ids", params.stop_token_ids, limits.vocab_size)
@@ -52,10 +62,24 @@ def resolve(
         priority=submission.priority,
         deadline_s=None if submission.timeout_s is None else now + submission.timeout_s,
         tenant=submission.tenant,
+        weight=submission.weight,
+        background=submission.background,
         # Length first, so that no choice of tenant and salt can be read as another one's.
         cache_salt=f"{len(submission.tenant)}:{submission.tenant}{submission.cache_salt}",
         cache=submission.cache,
+        pooling=None if submission.pooling is None else _pooling(submission.pooling, limits),
     )
+
+
+def _pooling(wanted: Pooling, limits: ModelLimits) -> Pooling:
+    if not limits.hidden_size:
+        raise NotSupported("this engine makes no embeddings")
+    if wanted.dimensions is not None and wanted.dimensions > limits.hidden_size:
+        raise InvalidRequest(
+            f"dimensions ({wanted.dimensions}) must not exceed the {limits.hidden_size} of this model's embeddings",
+            param="dimensions",
+        )
+    return replace(wanted, kind=wanted.kind or limits.pooling)
 
 
 def _max_new_tokens(num_prompt: int, params: SamplingParams, limits: ModelLimits) -> int:

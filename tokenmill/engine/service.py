@@ -10,11 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tokenmill.core.errors import Unavailable
 from tokenmill.core.events import Account, StepEvents
+from tokenmill.core.grammar import Grammar
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import Pooling
 from tokenmill.core.request import CacheHints
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.engine.choice import Output
+from tokenmill.engine.watchdog import Condition
 
 if TYPE_CHECKING:
     from tokenmill.engine.telemetry import Observation
@@ -35,10 +39,14 @@ class Submission:
     timeout_s: float | None = None
     """Fail with ``DeadlineExceeded`` when not done after this long; also what policy ``deadline`` orders by."""
     tenant: str = "default"
+    weight: float = 1.0
+    """Of the tenant, in the fair share."""
     cache_salt: str = ""
     cache: CacheHints = CacheHints()
     background: bool = False
     """Batch work: it runs in what interactive requests leave, and gives way to them."""
+    pooling: Pooling | None = None
+    """If given, an embedding is wanted, and ``params`` is ``core.pooling.NO_TOKENS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,11 @@ class RequestHandle(Protocol):
         ...
 
     @property
+    def embedding(self) -> bytes | None:
+        """Little-endian float32, where that was asked for and the iteration (which brings no outputs) has ended."""
+        ...
+
+    @property
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         """One entry per prompt token (None for the first) when asked for and computed."""
         ...
@@ -96,8 +109,13 @@ class Service(Protocol):
     vocab_size: int
 
     @property
+    def condition(self) -> Condition:
+        """The engine's state, judged by its progress; since when, and why."""
+        ...
+
+    @property
     def live(self) -> bool:
-        """The engine runs and makes progress."""
+        """The engine runs and makes progress, or will again by itself."""
         ...
 
     @property
@@ -115,6 +133,15 @@ class Service(Protocol):
         """It was told to stop, and only finishes what it has."""
         ...
 
+    async def compile(self, grammar: Grammar, *, param: str = "response_format") -> None:
+        """Make sure of a grammar before a request that has it is submitted; off the event loop and off the step.
+
+        Raises:
+            InvalidRequest: it is malformed, unsupported or too complex; names ``param`` and the place inside it.
+            Unavailable: too many others are being compiled.
+        """
+        ...
+
     def submit(self, submission: Submission) -> RequestHandle:
         """Queue a request.
 
@@ -128,7 +155,7 @@ class Service(Protocol):
         """Call ``listener`` with every step's events, on the event loop."""
         ...
 
-    def explain(self, request_id: str) -> dict[str, Any] | None:
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
         """The causal account of a request, running or recent; None if unknown."""
         ...
 
@@ -138,6 +165,10 @@ class Service(Protocol):
 
     def observation(self) -> Observation | None:
         """Where the engine's time went; None if nobody observes it."""
+        ...
+
+    def abandon(self, error: Unavailable | None = None) -> None:
+        """Everything under way ends with ``error`` (None: the engine failed), so that nobody waits in vain."""
         ...
 
     async def drain(self, timeout_s: float) -> bool:

@@ -270,7 +270,7 @@ class Telemetry:
         parts["sampling"] += sampling
         parts["text"] += text
         parts["scheduling"] += exposed - text
-        self._add(plan, seconds, len(result.seq_ids))
+        self._add(plan, seconds, len(result.seq_ids) - len(result.embeddings))
         blocked_by = self._blocked_by
         if blocked_by is not None:
             self._blocked[blocked_by] = self._blocked.get(blocked_by, 0.0) + period
@@ -331,6 +331,10 @@ class Telemetry:
             self._marks.popleft()
 
     # ---- any thread --------------------------------------------------------------------------------
+
+    def expected_s(self, plan: StepPlan) -> float:
+        """How long ``plan`` is foreseen to take; 0: nothing is predicted."""
+        return self._cost.predict(plan).seconds if self._cost is not None else 0.0
 
     def account(self, now: float) -> StepAccount:
         """Everything since the start; time without work is counted up to ``now``."""

@@ -105,6 +105,11 @@ class CompiledModel:
         self._outputs = [-1]  # the caller may write to what it gets
         return torch.from_numpy(self.buffers.logits[: len(tokens)])
 
+    @torch.inference_mode()
+    def hidden(self, tokens: Sequence[int]) -> Tensor:
+        """From the residual stream, which stays: in float32, not in the form that the output matrix reads."""
+        return self.decoder.norm(torch.from_numpy(self.buffers.residual[list(tokens)]))
+
     def choose(self, draws: Draws | None) -> Sequence[int]:
         self.buffers.set_draws(len(self._outputs), draws)
         self.choice.run(self.pool, self._step)
@@ -132,6 +137,7 @@ class StepBuffers:
         width = max(config.hidden_size, config.q_size, config.intermediate_size)
         rows = max(max_tokens, max_outputs)
         self.x = self._take(max_tokens * config.hidden_size * 4)
+        self.residual = self._memory[-1].array(np.float32, (max_tokens, config.hidden_size))
         self.normed = self._take(rows * config.hidden_size * 2)
         self.qkv = self._take(max_tokens * (config.q_size + 2 * config.kv_size) * 4)
         self.q = self._take(max_tokens * config.q_size * 2)

@@ -47,6 +47,11 @@ class EagerModel:
         assert self._hidden is not None, "no step was computed"
         return self.decoder.logits(self._hidden[list(tokens)]).cpu()  # tokens are chosen on the host
 
+    @torch.inference_mode()
+    def hidden(self, tokens: Sequence[int]) -> Tensor:
+        assert self._hidden is not None, "no step was computed"
+        return self._hidden[list(tokens)].float().cpu()
+
     def choose(self, draws: Draws | None) -> None:
         return None
 

@@ -62,6 +62,10 @@ class StepModel(Protocol):
         caller may write to it."""
         ...
 
+    def hidden(self, tokens: Sequence[int]) -> Tensor:
+        """``[S, hidden_size]`` float32 on the host: hidden states after the last norm, of tokens of the last step."""
+        ...
+
     def choose(self, draws: Draws | None) -> Sequence[int] | None:
         """The next token after each of ``outputs``; None where that has to be done from ``logits``.
 

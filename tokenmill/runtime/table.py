@@ -8,9 +8,14 @@ still name it, and its rows are passed over.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan
+from tokenmill.engine.contracts import Grammars
+from tokenmill.engine.faults import fire
+from tokenmill.runtime.pooling import Pooled
 from tokenmill.runtime.sampling import SampledSequence
 
 
@@ -25,12 +30,17 @@ class TableEntry:
     sampling: SampledSequence
     """How its tokens are chosen; shares ``token_ids``."""
     failed: bool = False
+    pooled: Pooled | None = None
+    """The embedding that it becomes, if that is what is wanted of it; then no token is drawn."""
 
     @classmethod
-    def from_new(cls, new: NewSequence, vocab_size: int) -> TableEntry:
+    def from_new(cls, new: NewSequence, vocab_size: int, grammars: Grammars | None = None) -> TableEntry:
         token_ids = list(new.token_ids)
-        sampling = SampledSequence(token_ids, new.prompt_len, new.params, new.seed, new.stop_token_ids, vocab_size)
-        return cls(token_ids, array("i", new.block_ids), sampling)
+        sampling = SampledSequence(
+            token_ids, new.prompt_len, new.params, new.seed, new.stop_token_ids, vocab_size, grammars
+        )
+        pooled = None if new.pooling is None else Pooled(new.pooling, len(token_ids))
+        return cls(token_ids, array("i", new.block_ids), sampling, pooled=pooled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +54,36 @@ class Row:
 
     @property
     def samples(self) -> bool:
-        """It reaches the last token known, so the next one can be drawn."""
-        return self.end == len(self.entry.token_ids)
+        """It reaches the last token known, so the next one can be drawn, where tokens are wanted."""
+        return self.end == len(self.entry.token_ids) and self.entry.pooled is None
 
 
 class SequenceTable:
     """Sequences by ``seq_id``."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, grammars: Grammars | None = None) -> None:
         self._vocab_size = vocab_size
+        self._grammars = grammars
         self.entries: dict[int, TableEntry] = {}
 
-    def update(self, plan: StepPlan) -> None:
-        """Forget, take in, and change block tables, as the plan says."""
+    def update(self, plan: StepPlan, refuse: Callable[[int, Exception], None]) -> None:
+        """Forget, take in, and change block tables, as the plan says.
+
+        Args:
+            refuse: told of a sequence that cannot be prepared, and why; it is kept as one that failed.
+        """
         for seq_id in plan.dropped:
             del self.entries[seq_id]
         for new in plan.new:
             assert new.seq_id not in self.entries, f"sequence {new.seq_id} is new but known"
-            self.entries[new.seq_id] = TableEntry.from_new(new, self._vocab_size)
+            try:
+                fire("worker.prepare", new, tokens=lambda: new.token_ids)  # noqa: B023 (called at once)
+                self.entries[new.seq_id] = TableEntry.from_new(new, self._vocab_size, self._grammars)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and costs one request)
+                plain = new._replace(params=SamplingParams(), pooling=None)
+                self.entries[new.seq_id] = TableEntry.from_new(plain, self._vocab_size)
+                self.entries[new.seq_id].failed = True
+                refuse(new.seq_id, error)
         for seq_id, (index, block_ids) in plan.block_updates.items():
             self.entries[seq_id].block_ids[index:] = array("i", block_ids)
 

@@ -4,17 +4,18 @@
 
     plan ─ table ─ block copies ─ model ─┬─ last tokens of rows that sample ─┬─ plain: the model chooses ─ tokens
                                          │                                   └─ logits ─ sampler ─ tokens
-                                         └─ prompt positions asked about ─ logits ─ log-probabilities
+                                         ├─ prompt positions asked about ─ logits ─ log-probabilities
+                                         └─ prompts to embed ─ hidden states ─ pooled ─ embeddings
 
 It decides nothing. Plans come strictly in order; tokens drawn are put into the table, so the next plan may
 build on them before anyone has told what they are. A row that fails (its logits are not finite, every token
-is banned) reports an error instead of a token; the other rows of the step never notice.
+is banned) reports an error instead of a token; the other rows of the step never notice. Nor do they when a step
+raises: its rows are computed again in halves until the one at fault stands alone (``runtime/isolate.py``).
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -23,7 +24,12 @@ import torch
 from tokenmill.core.errors import NotSupported
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
+from tokenmill.engine.contracts import Grammars
+from tokenmill.engine.faults import fire
+from tokenmill.runtime.isolate import Isolation, Outcome
 from tokenmill.runtime.poison import fresh_blocks
+from tokenmill.runtime.pooling import HIDDEN_ROWS, Pooled
+from tokenmill.runtime.pooling import NOT_FINITE as HIDDEN_NOT_FINITE
 from tokenmill.runtime.sampling import SampledSequence, Sampler
 from tokenmill.runtime.sampling.logprobs import describe
 from tokenmill.runtime.sampling.sampler import NOT_FINITE
@@ -39,34 +45,21 @@ MIN_STEP_TOKENS = 16
 """The warm-up's step."""
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """The columns of a ``StepResult`` under construction."""
-
-    seq_ids: list[int] = field(default_factory=list)
-    token_ids: list[tuple[int, ...]] = field(default_factory=list)
-    logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
-    prompt_logprobs: dict[int, tuple[int, tuple[TokenLogprobs, ...]]] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
-
-    def fail(self, row: Row, reason: str) -> None:
-        row.entry.failed = True
-        self.errors[row.seq_id] = reason
-
-
 class Worker:
     """Carries out step plans on one device.
 
     Args:
         model: with its weights and the pool that the plans' block ids refer to.
+        grammars: what follows answers that must keep to a grammar; without it such a request fails.
         poison: fill blocks with NaN before they are used (``runtime/poison.py``); for tests.
     """
 
-    def __init__(self, model: StepModel, *, poison: bool = False) -> None:
+    def __init__(self, model: StepModel, *, grammars: Grammars | None = None, poison: bool = False) -> None:
         self.model = model
         self._poison = poison
-        self._table = SequenceTable(model.config.vocab_size)
+        self._table = SequenceTable(model.config.vocab_size, grammars)
         self._sampler = Sampler()
+        self._isolation = Isolation()
         self._sampling_s = 0.0  # of the step being run
         if poison:
             model.poison(range(model.num_blocks))
@@ -92,15 +85,15 @@ class Worker:
         self._sampling_s = 0.0
         if plan.drafts:
             raise NotSupported("drafts are not verified yet; plan without them")
-        self._table.update(plan)
+        outcome = Outcome()
+        self._table.update(plan, outcome.refuse)
         if self._poison:
             self.model.poison(fresh_blocks(plan, self._table, self.model.block_size))
         if plan.copies:
             self.model.copy_blocks(plan.copies)
-        outcome = _Outcome()
         rows = self._table.rows(plan)
         if rows:
-            self._compute(rows, outcome)
+            self._isolation.run(self._compute, rows, outcome)
         return StepResult(
             plan.step_id,
             tuple(outcome.seq_ids),
@@ -108,23 +101,29 @@ class Worker:
             outcome.logprobs,
             outcome.prompt_logprobs,
             outcome.errors,
+            outcome.error_codes,
+            embeddings=outcome.embeddings,
             seconds=time.perf_counter() - began_s,
             sampling_seconds=self._sampling_s,
         )
 
-    def _compute(self, rows: list[Row], outcome: _Outcome) -> None:
+    def _compute(self, rows: list[Row], outcome: Outcome) -> None:
         ends = list(accumulate(row.end - row.start for row in rows))
         sampling = [i for i, row in enumerate(rows) if row.samples]
+        fire("worker.step", rows, tokens=lambda: (t for row in rows for t in row.entry.token_ids))
+        self._sampler.look_ahead([rows[i].entry.sampling for i in sampling])
         self.model.forward(rows, [ends[i] - 1 for i in sampling])
         sampling = self._take_plain(rows, sampling, outcome)
         for row, end in zip(rows, ends, strict=True):
+            if row.entry.pooled is not None:
+                self._pool(end - row.end, row, row.entry.pooled, outcome)
             if row.entry.sampling.params.prompt_logprobs is not None:
                 self._describe_prompt(end - (row.end - row.start), row, outcome)
         sampling = [i for i in sampling if not rows[i].entry.failed]
         if sampling:
             self._sample([ends[i] - 1 for i in sampling], [rows[i] for i in sampling], outcome)
 
-    def _take_plain(self, rows: list[Row], sampling: list[int], outcome: _Outcome) -> list[int]:
+    def _take_plain(self, rows: list[Row], sampling: list[int], outcome: Outcome) -> list[int]:
         """Let the model choose where a token is all that is wanted; returns the rows left to the sampler."""
         if not any(rows[i].entry.sampling.is_plain for i in sampling):
             return sampling
@@ -145,15 +144,17 @@ class Worker:
         return left
 
     @torch.inference_mode()
-    def _sample(self, tokens: list[int], rows: list[Row], outcome: _Outcome) -> None:
+    def _sample(self, tokens: list[int], rows: list[Row], outcome: Outcome) -> None:
         """Draw a token for each row; ``tokens``: the step's tokens that they follow."""
         logits = self.model.logits(tokens)
+        fire("worker.logits", (rows, logits))
+        fire("worker.sample", rows, tokens=lambda: (t for row in rows for t in row.entry.token_ids))
         began_s = time.perf_counter()
         samples = self._sampler.sample(logits, [row.entry.sampling for row in rows])
         self._sampling_s += time.perf_counter() - began_s
         for row, sample in zip(rows, samples, strict=True):
             if sample.token_id is None:
-                outcome.fail(row, sample.error or "no token")
+                outcome.fail(row, sample.error or "no token", sample.error_code)
                 continue
             row.entry.token_ids.append(sample.token_id)
             outcome.seq_ids.append(row.seq_id)
@@ -161,8 +162,24 @@ class Worker:
             if sample.logprobs is not None:
                 outcome.logprobs[row.seq_id] = (sample.logprobs,)
 
+    def _pool(self, offset: int, row: Row, pooled: Pooled, outcome: Outcome) -> None:
+        """Take the row's hidden states into its embedding; position ``p`` is the step's token ``offset + p``."""
+        positions = pooled.wanted(row.start, row.end)
+        for begin in range(0, len(positions), HIDDEN_ROWS):
+            tokens = [offset + position for position in positions[begin : begin + HIDDEN_ROWS]]
+            pooled.add(self.model.hidden(tokens).numpy())
+        if row.end < pooled.num_tokens:
+            return
+        values = pooled.values()
+        if values is None:
+            outcome.fail(row, HIDDEN_NOT_FINITE.format(position=row.end - 1))
+            return
+        outcome.seq_ids.append(row.seq_id)
+        outcome.token_ids.append(())
+        outcome.embeddings[row.seq_id] = values
+
     @torch.inference_mode()
-    def _describe_prompt(self, offset: int, row: Row, outcome: _Outcome) -> None:
+    def _describe_prompt(self, offset: int, row: Row, outcome: Outcome) -> None:
         """Log-probabilities of prompt tokens: the step's token at position ``p`` is about the one at ``p + 1``."""
         sampling = row.entry.sampling
         first, last = row.start + 1, min(row.end, sampling.prompt_len - 1)

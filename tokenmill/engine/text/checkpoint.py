@@ -19,13 +19,15 @@ from tokenizers import Tokenizer
 from tokenmill.core.errors import CheckpointError
 from tokenmill.engine.text import formats
 from tokenmill.engine.text.formats import Conversion, Spec, parse_json
-from tokenmill.engine.text.regex_safety import check_pattern
+from tokenmill.engine.text.regex_safety import check_pattern, gave_up
 
 MAX_FILE_BYTES = 128 * 2**20
 MAX_ENTRIES = 4_000_000
 """Tokens plus merges; the largest vocabularies in use have about 800,000."""
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_TEMPLATE_BYTES = 2**20
+MAX_ADDED_CHARS = 1024
+"""Of one added token: every beginning of every special one is kept, to be found in users' text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,10 @@ def build(spec: Spec) -> Tokenizer:
     check(spec)
     try:
         tokenizer = Tokenizer.from_str(json.dumps(spec | {"truncation": None, "padding": None}))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"tokenizer.json: {error}") from error
+    except BaseException as error:  # the library raises bare Exception, or panics
+        if not (isinstance(error, Exception) or gave_up(error)):
+            raise
+        raise CheckpointError(f"tokenizer.json: {' '.join(str(error).split())[:300]}") from error
     for token in spec.get("added_tokens", ()):
         found = tokenizer.token_to_id(token["content"])
         if found != token["id"]:
@@ -83,9 +87,12 @@ def build(spec: Spec) -> Tokenizer:
 def check(spec: Spec) -> None:
     """Raises ``CheckpointError`` for a ``tokenizer.json`` with impossible ids or unsafe patterns (MF-06)."""
     vocab = _vocabulary(spec)
-    added = spec.get("added_tokens", ())
+    added = _added_tokens(spec.get("added_tokens"), "tokenizer.json: added_tokens")
+    merges = spec["model"].get("merges") or []
+    if not isinstance(merges, list):
+        raise CheckpointError("tokenizer.json: model.merges must be a list")
     ids = [*vocab.values(), *(token["id"] for token in added if vocab.get(token["content"]) != token["id"])]
-    if len(ids) + len(spec["model"].get("merges") or ()) > MAX_ENTRIES:
+    if len(ids) + len(merges) > MAX_ENTRIES:
         raise CheckpointError(f"tokenizer.json: more than {MAX_ENTRIES} tokens and merges")
     if not ids:
         raise CheckpointError("tokenizer.json: the vocabulary is empty")
@@ -107,6 +114,25 @@ def _vocabulary(spec: Spec) -> dict[str, int]:
         return dict(vocab) if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("tokenizer.json: no model with a vocabulary") from error
+
+
+def _added_tokens(value: Any, source: str) -> list[Spec]:
+    """The tokens of a list that may be absent, each with its content and its id."""
+    tokens = [] if value is None else value
+    if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
+        raise CheckpointError(
+            f"{source} must list tokens, each with a content of 1 to {MAX_ADDED_CHARS} characters and an id"
+        )
+    return tokens
+
+
+def _is_token(token: Any) -> bool:
+    return (
+        isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        and 0 < len(token["content"]) <= MAX_ADDED_CHARS
+        and type(token.get("id")) is int
+    )
 
 
 def _patterns(part: Any) -> Iterator[str]:
@@ -193,7 +219,10 @@ def _content(token: Any) -> str | None:
 
 def _completed(spec: Spec, special_tokens: Mapping[str, str], config: Mapping[str, Any], folder: Path) -> Spec:
     """``spec`` with the tokens and the framing that stand in other files."""
-    added = [*spec.get("added_tokens", ()), *_config_tokens(config, folder, special_tokens)]
+    added = [
+        *_added_tokens(spec.get("added_tokens"), "tokenizer.json: added_tokens"),
+        *_added_tokens(_config_tokens(config, folder, special_tokens), "added tokens of tokenizer_config.json"),
+    ]
     by_content = {token["content"]: token for token in reversed(added)}  # the first mention wins
     vocab = _vocabulary(spec)
     for token in special_tokens.values():

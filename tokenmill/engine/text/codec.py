@@ -33,6 +33,8 @@ class TextCodec:
     vocab_size: int
     """One more than the largest token id; a model may have more rows."""
     special_ids: frozenset[int]
+    special_tokens: dict[str, int]
+    """Each special token's spelling, and its id."""
     eos_token_ids: frozenset[int]
     """Tokens that end an answer: the tokenizer's and the generation configuration's."""
     bos_token_id: int | None
@@ -51,8 +53,11 @@ class TextCodec:
         self._templates = ChatTemplates(files.chat_templates, files.special_tokens)
         self.vocab_size = max(self._tokens) + 1
         self.special_ids = frozenset(special)
+        self.special_tokens = {token.content: token_id for token_id, token in special.items()}
         self.eos_token_ids = files.eos_token_ids
         self.bos_token_id = self._tokenizer.token_to_id(files.special_tokens.get("bos_token", ""))
+        self.roles = files.special_tokens
+        """``bos_token``, ``eos_token``, ``pad_token`` … → the text of each."""
         self.lead = self._rule.lead
 
     @classmethod
@@ -136,6 +141,10 @@ class TextCodec:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
+
+    def chat_template(self, *, with_tools: bool) -> str:
+        """The source of the template that conversations with or without tools are rendered by; "" if there is none."""
+        return self._templates.source(with_tools=with_tools)
 
     @cached_property
     def max_bytes_per_token(self) -> int:

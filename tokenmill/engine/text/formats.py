@@ -29,6 +29,9 @@ Spec = dict[str, Any]
 
 T = TypeVar("T", str, bytes)
 
+MAX_TOKEN_LENGTH = 2048
+"""Of one token of a ``tokenizer.model``: all the ways to cut it in two are looked at."""
+
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -155,6 +158,8 @@ def _tiktoken_ranks(data: bytes) -> dict[bytes, int]:
 def _all_merges(vocab: Mapping[T, int], priority: Callable[[T], float]) -> list[tuple[T, T]]:
     """Every pair of tokens whose concatenation is a token, the most urgent first (smallest ``priority``)."""
     merges: list[tuple[T, T]] = []
+    if (longest := max(map(len, vocab), default=0)) > MAX_TOKEN_LENGTH:
+        raise CheckpointError(f"tokenizer.model: a token of length {longest}; at most {MAX_TOKEN_LENGTH} are read")
     for token in sorted(vocab, key=priority):
         splits = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [(left, right) for left, right in splits if left in vocab and right in vocab]

@@ -32,7 +32,7 @@ _UNBOUNDED = re.compile(r"(?:[*+]|\{\d*,\})(?P<more>[?+]?)")
 
 def check_pattern(pattern: str) -> None:
     """Raises ``CheckpointError`` if ``pattern`` is no regular expression or not safe to run."""
-    shown = pattern if len(pattern) <= 60 else pattern[:57] + "..."
+    shown = repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
     if len(pattern) > _MAX_PATTERN_CHARS:
         raise CheckpointError(f"tokenizer.json: a regular expression of {len(pattern)} characters: {shown}")
     if _nests_repetition(pattern):

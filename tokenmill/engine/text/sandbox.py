@@ -2,8 +2,10 @@
 
 The sandbox keeps a template from reaching anything but its variables. It does not keep it from asking for
 10^9 characters or nested loops without end, so work is metered: every loop turn, call, filter, sum and output
-is charged before or as it happens, and a render that overdraws ends with an error. The meter bounds the usual
-ways to burn time and memory; it is no proof against all.
+is charged before or as it happens, and a render that overdraws ends with an error. So does one that takes more than
+a second of processor time, whatever the meter thought of it. Both are looked at between operations of the template:
+the meter is what keeps a single one small. That bounds the usual ways to burn time and memory; it is no proof
+against all.
 
 The dialect is that of the ``transformers`` library, so that a template means here what it means there.
 """
@@ -12,11 +14,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -28,8 +31,12 @@ from jinja2.visitor import NodeTransformer
 
 MAX_STEPS = 2_000_000
 """Loop turns, calls and elements handled in one render."""
-MAX_CHARS = 2**28
-"""Characters made in one render, those thrown away included."""
+MAX_CHARS = 2**24
+CHARS_PER_INPUT_CHAR = 16
+"""Characters made in one render, those thrown away included: so many, and so many for each that is given."""
+MAX_CPU_S = 1.0
+"""Processor time of one render; two megabytes of messages take a tenth of it."""
+_LOOK_EVERY = 512
 _CALL_STEPS = 8  # a call takes about as long as eight turns of an empty loop
 _MAX_INT_BITS = 4096
 
@@ -45,17 +52,24 @@ class OverBudget(jinja2.TemplateError):
 class _Meter:
     """What one render has left."""
 
-    __slots__ = ("chars", "steps")
+    __slots__ = ("_ends_s", "_unseen", "chars", "steps")
 
-    def __init__(self) -> None:
+    def __init__(self, num_input_chars: int) -> None:
         self.steps = MAX_STEPS
-        self.chars = MAX_CHARS
+        self.chars = MAX_CHARS + CHARS_PER_INPUT_CHAR * num_input_chars
+        self._ends_s = time.thread_time() + MAX_CPU_S
+        self._unseen = 0
 
     def charge(self, *, steps: int = 1, chars: int = 0) -> None:
         self.steps -= steps
         self.chars -= chars
+        self._unseen += steps + (chars >> 8)
         if self.steps < 0 or self.chars < 0:
-            raise OverBudget(f"more than {MAX_STEPS} steps or {MAX_CHARS} characters")
+            raise OverBudget(f"more than {MAX_STEPS} steps, or too many characters for what it was given")
+        if self._unseen >= _LOOK_EVERY:
+            self._unseen = 0
+            if time.thread_time() > self._ends_s:
+                raise OverBudget(f"more than {MAX_CPU_S:g} s of processor time")
 
     def charge_value(self, value: object) -> None:
         """Charge for a value that is made or shown: its characters, or its elements, all the way down."""
@@ -89,8 +103,10 @@ class _Meter:
                 raise OverBudget(f"{name} is not allowed in chat templates")
 
     def check_format(self, text: str) -> None:
-        if re.search(r"\d{5}|\*", text):
-            raise OverBudget("a format width of more than 4 digits")
+        """Charge for the widths of a format, which must stand in it."""
+        if re.search(r"\d{5}|%[^a-zA-Z%]*\*|\{[^{}]*\{", text):
+            raise OverBudget("a format width of more than 4 digits, or one that is an argument")
+        self.charge(chars=sum(map(int, re.findall(r"\d+", text))))
 
 
 _METER: ContextVar[_Meter] = ContextVar("meter")
@@ -105,11 +121,25 @@ def compile_template(source: str, now: Callable[[], datetime]) -> jinja2.Templat
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     """The rendered text; raises what the template raises, ``OverBudget`` among it."""
-    token = _METER.set(_Meter())
+    token = _METER.set(_Meter(_num_chars(variables)))
     try:
         return template.render(variables)
     finally:
         _METER.reset(token)
+
+
+def _num_chars(value: object) -> int:
+    """Characters in the strings of ``value``, all the way down."""
+    count, pending = 0, [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            count += len(item)
+        elif isinstance(item, Mapping):
+            pending += item.values()
+        elif isinstance(item, list | tuple):
+            pending += item
+    return count
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -131,7 +161,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         }
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        owner = getattr(__obj, "__self__", None)
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # the sandbox wraps str.format
         name = "strftime_now" if __obj is __self.globals["strftime_now"] else getattr(__obj, "__name__", "")
         subject = (owner,) if isinstance(owner, str) else ()
         meter = _METER.get()
@@ -141,6 +171,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(result, str):
             meter.charge(chars=len(result))
         return result
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        """Pass on what was raised. Jinja's own compiles code for each frame, to show the template's lines."""
+        raise
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _METER.get().charge(**_binop_cost(operator, left, right))

@@ -32,9 +32,16 @@ class Detokenizer:
 
     __slots__ = ("_at_start", "_decoder", "_lead", "_pieces", "_skipped")
 
-    def __init__(self, pieces: Pieces, *, skip_special_tokens: bool = True, at_start: bool = True) -> None:
+    def __init__(
+        self,
+        pieces: Pieces,
+        *,
+        skip_special_tokens: bool = True,
+        shown_special_ids: Iterable[int] = (),
+        at_start: bool = True,
+    ) -> None:
         self._pieces = pieces
-        self._skipped = pieces.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped = pieces.special_ids.difference(shown_special_ids) if skip_special_tokens else frozenset[int]()
         self._at_start = at_start
         self._lead = pieces.lead if at_start else b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

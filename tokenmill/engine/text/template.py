@@ -52,6 +52,7 @@ class ChatTemplates:
             CheckpointError: a template that does not compile.
         """
         self._special_tokens = dict(special_tokens)
+        self._sources = dict(sources)
         self._templates = {name: _compile(name, source, now) for name, source in sources.items()}
 
     def __bool__(self) -> bool:
@@ -99,10 +100,18 @@ class ChatTemplates:
         text = _render(self._choose(with_tools=tools is not None), variables)
         return _cut(text) if continue_final_message else text
 
+    def source(self, *, with_tools: bool) -> str:
+        """The Jinja source that ``render`` takes; "" if there is none."""
+        name = self._name(with_tools=with_tools)
+        return "" if name is None else self._sources[name]
+
+    def _name(self, *, with_tools: bool) -> str | None:
+        names = ("tool_use", "default") if with_tools else ("default",)
+        return next((name for name in names if name in self._sources), None)
+
     def _choose(self, *, with_tools: bool) -> jinja2.Template:
-        for name in ("tool_use", "default") if with_tools else ("default",):
-            if name in self._templates:
-                return self._templates[name]
+        if (name := self._name(with_tools=with_tools)) is not None:
+            return self._templates[name]
         raise InvalidRequest(
             "this model has no chat template: use /v1/completions, or put a chat_template.jinja into its folder",
             param="messages",
@@ -115,13 +124,16 @@ def _compile(name: str, source: str, now: Callable[[], datetime]) -> jinja2.Temp
         return sandbox.compile_template(source, now)
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(f"chat template {name!r}, line {error.lineno}: {error.message}") from error
-    except RecursionError as error:
-        raise CheckpointError(f"chat template {name!r} is nested too deeply") from error
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
+        # Python's own limits on what it compiles: depth, blocks, digits
+        raise CheckpointError(f"chat template {name!r} is nested too deeply or no template: {error}") from error
 
 
 def _render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     try:
-        return sandbox.render(template, variables)
+        text = sandbox.render(template, variables)
+        text.encode()  # half a character of UTF-16, which a template can make, is a ValueError here
+        return text
     except sandbox.RefusedByTemplate as error:
         raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from error
     except sandbox.OverBudget as error:
