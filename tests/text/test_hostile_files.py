@@ -5,6 +5,7 @@ And text from strangers: worst cases for a tokenizer take linear time (BI-15).
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import time
@@ -63,6 +64,12 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "empty vocabulary": (spec(model=model({}), added_tokens=[]), "empty"),
     "no model": ({"version": "1.0"}, "no model"),
     "merge of unknown tokens": (spec(model=model(CHARS, merges=[["xx", "yy"]])), "tokenizer.json"),
+    "added token without content": (spec(added_tokens=[{"id": 256}]), "added_tokens"),
+    "added token without id": (spec(added_tokens=[{"content": "<end>"}]), "added_tokens"),
+    "added tokens that are none": (spec(added_tokens=[5]), "added_tokens"),
+    "added tokens that are no list": (spec(added_tokens={"a": 5}), "added_tokens"),
+    "an added token of a megabyte": (spec(added_tokens=[added_token(256, "<" * 2**20)]), "added_tokens"),
+    "merges that are no list": (spec(model=model(CHARS, merges=5)), "merges"),
     "nested repetition": (
         spec(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
         "nested repetition",
@@ -182,6 +189,25 @@ def test_a_cut_off_sentencepiece_model(cut: int, tokenizer_folder: Callable[[str
     (tmp_path / "tokenizer.model").write_bytes(data[:cut])
     with pytest.raises((SetupError, NotSupported), match=r"tokenizer\.(model|json)"):
         TextCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"\n\x06\n\x04abcd", base64.b64encode(b"a" * 2**20) + b" 0\n"])
+def test_mf06_a_token_of_a_megabyte(data: bytes, tmp_path: Path) -> None:
+    """All the ways to cut a token in two are looked at: for one that long, that would never end."""
+    if data[:1] == b"\n":
+        piece = b"\n\x80\x80\x40" + b"a" * 2**20
+        size = len(piece)
+        data = (
+            b"\n"
+            + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14])
+            + piece
+            + b"\x12\x02\x18\x02\x1a\x02\x20\x00"
+        )
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    started_s = time.thread_time()
+    with pytest.raises(CheckpointError, match="token"):
+        TextCodec.load(tmp_path)
+    assert time.thread_time() - started_s < 2
 
 
 def test_sentencepiece_models_that_rewrite_text_are_not_read(shared: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ straight into the parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,12 @@ from tokenmill.models.quantization.packed import PackedScheme
 from tokenmill.models.registry import TENSOR_NAMES
 from tokenmill.models.weights import packed_cache
 from tokenmill.models.weights.checkpoint import Checkpoint
+from tokenmill.models.weights.manifest import check_sums
 
 __all__ = ["load_model", "read_config"]
+
+PREFIX = "model."
+"""Of everything but the output matrix."""
 
 
 def load_model(
@@ -49,14 +54,22 @@ def load_model(
         raise NotSupported(f"{path.name}: weights quantised with {config.quantization!r} are not supported")
     if max_context is not None and not 1 <= max_context <= config.max_context:
         raise ConfigError(f"max_context must be between 1 and the model's {config.max_context}, not {max_context}")
-    names = TENSOR_NAMES[config.architecture]
     checkpoint = Checkpoint(path)
+    names = _names_in(checkpoint, TENSOR_NAMES[config.architecture])
     outline = Decoder(config, device="meta", max_context=1).destinations(names)
     ignored = (*names.ignored_suffixes, *([f"{names.lm_head}.weight"] if config.tie_embeddings else []))
     checkpoint.check_matches(outline, ignored)
     decoder = Decoder(config, dtype=dtype, device=device, scheme=scheme, max_context=max_context)
     _fill(decoder, path, checkpoint, names, progress, keep_packed=keep_packed)
     return decoder
+
+
+def _names_in(checkpoint: Checkpoint, names: TensorNames) -> TensorNames:
+    """``names``, or without their common prefix: a model saved for embeddings, without its output matrix, has none."""
+    if any(name.startswith(PREFIX) for file in checkpoint.files for name in file.entries):
+        return names
+    parts = ("embedding", "layer", "final_norm")
+    return replace(names, **{part: getattr(names, part).removeprefix(PREFIX) for part in parts})
 
 
 def _fill(
@@ -72,9 +85,11 @@ def _fill(
     scheme = decoder.scheme
     parameters = decoder.parameters()
     if not (keep_packed and isinstance(scheme, PackedScheme) and checkpoint.num_bytes >= packed_cache.MIN_BYTES):
+        check_sums(path)
         checkpoint.read_into(decoder.destinations(names), decoder.dtype, progress)
         return
     kept = packed_cache.PackedCache.of(path, checkpoint, scheme.precision)
     if not kept.restore(parameters):
+        check_sums(path)
         checkpoint.read_into(decoder.destinations(names), decoder.dtype, progress)
         kept.save(parameters)

@@ -114,7 +114,7 @@ def _read_header(file: BinaryIO) -> dict[str, object] | None:
         return None
     try:
         header = json.loads(file.read(size))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return header if isinstance(header, dict) else None
 
@@ -140,6 +140,7 @@ def _read_all(file: BinaryIO, tensors: Sequence[Tensor], checksums: object) -> b
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.contiguous().view(-1)
-    assert flat.data_ptr() == tensor.data_ptr(), "weights lie in one piece"
+    if flat.data_ptr() != tensor.data_ptr():
+        raise ValueError("weights must lie in one piece: a copy would be filled, and not they")
     array: Any = flat.view(torch.uint8).numpy()
     return memoryview(array)
