@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,16 +24,21 @@ from tokenmill.core.precision import Precision
 from tokenmill.engine.async_service import EngineService
 from tokenmill.engine.contracts import Executor
 from tokenmill.engine.engine import Engine
+from tokenmill.engine.grammar.compiler import GrammarCompiler
 from tokenmill.engine.journal import JournalWriter
 from tokenmill.engine.kvcache import KVCache
 from tokenmill.engine.resolve import ModelLimits
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.telemetry import Telemetry
 from tokenmill.engine.text import TextCodec
+from tokenmill.engine.watchdog import STUCK_AFTER_S
 from tokenmill.perf.hardware import Figure, Hardware, find
 from tokenmill.perf.memory import Ledger, plan_memory
 
 if TYPE_CHECKING:
+    from tokenmill.engine.remote.options import RemoteSettings
+    from tokenmill.engine.remote.service import RemoteService
+    from tokenmill.engine.remote.wire import Loading
     from tokenmill.kernels.cpu.library import Pool
     from tokenmill.runtime.compiled import CompiledModel
     from tokenmill.runtime.eager import EagerModel
@@ -78,6 +84,17 @@ class Checkpoint:
     config: ModelConfig
     codec: TextCodec
     ledger: Ledger
+    grammars: GrammarCompiler = field(init=False)
+    """For its vocabulary; shared by whoever checks requests and the worker that draws their tokens."""
+
+    def __post_init__(self) -> None:
+        compiler = GrammarCompiler(self.codec, self.config.vocab_size, self.eos_token_ids)
+        object.__setattr__(self, "grammars", compiler)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.codec.eos_token_ids | frozenset(self.config.eos_token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +128,53 @@ class Launched:
         )
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
-    def service(self) -> EngineService:
+    def service(self, *, stuck_after_s: float = STUCK_AFTER_S) -> EngineService:
         """The asynchronous face, observed; whoever takes it closes it (and with it the engine)."""
         self.engine.telemetry = observe(self.config, self.checkpoint, self.engine)
-        return EngineService(self.engine, self.checkpoint.codec, self.limits, model_name=self.checkpoint.name)
+        checkpoint = self.checkpoint
+        return EngineService(
+            self.engine,
+            checkpoint.codec,
+            self.limits,
+            model_name=checkpoint.name,
+            grammars=checkpoint.grammars,
+            stuck_after_s=stuck_after_s,
+        )
+
+
+async def isolate(
+    config: EngineConfig, settings: RemoteSettings, progress: Progress | None = None
+) -> tuple[RemoteService, Checkpoint]:
+    """The engine in a process of its own, ready; on the event loop that will use it. Raises what ``build`` raises.
+
+    Only the tokenizer is loaded here. Memory is planned here too, and the engine's process held to that plan.
+    """
+    from tokenmill.engine.remote.service import RemoteService
+
+    told = progress or Silent()
+    checkpoint = inspect(config, told)
+    ledger = checkpoint.ledger
+    pinned = replace(
+        config,
+        source=replace(config.source, max_context=ledger.max_context, served_name=checkpoint.name),
+        cache=replace(config.cache, num_blocks=ledger.num_blocks, kv_memory_bytes=None),
+    )
+
+    def tell(loading: Loading) -> None:
+        if loading.stage:
+            told.stage(loading.stage)
+        elif loading.note:
+            told.note(loading.note)
+        else:
+            told.update(loading.done, loading.total)
+
+    # Not from the working folder, unless this process was: what lies there is none of the engine's business.
+    safe = () if {"", os.getcwd()} & set(sys.path) else ("-P",)
+    argv = (sys.executable, *safe, "-m", "tokenmill.cli.engine_process")
+    service = await RemoteService.launch(
+        argv, pinned, checkpoint.codec, MonotonicClock(), model_name=checkpoint.name, options=settings, tell=tell
+    )
+    return service, checkpoint
 
 
 def inspect(config: EngineConfig, progress: Progress | None = None) -> Checkpoint:
@@ -143,6 +203,7 @@ def model_config(model: str) -> ModelConfig:
 def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     """Everything, ready to step. Raises what ``inspect`` raises."""
     from tokenmill.models.hub import resolve
+    from tokenmill.models.pooling import read_pooling
 
     progress = progress or Silent()
     progress.stage("finding the model")
@@ -151,6 +212,7 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     ledger = checkpoint.ledger
     if ledger.precision.note:
         progress.note(ledger.precision.note)
+    pooling = read_pooling(checkpoint.path)
     journal = _open_journal(config, ledger)
     executor, measured = load_executor(config, checkpoint, progress)
     cache = KVCache(ledger.num_blocks, ledger.block_size, prefix_caching=config.cache.prefix_caching)
@@ -158,7 +220,10 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     limits = ModelLimits(
         max_context=ledger.max_context,
         vocab_size=checkpoint.config.vocab_size,
-        eos_token_ids=checkpoint.codec.eos_token_ids | frozenset(checkpoint.config.eos_token_ids),
+        eos_token_ids=checkpoint.eos_token_ids,
+        hidden_size=checkpoint.config.hidden_size,
+        pooling=pooling,
+        generates=checkpoint.config.generates,
     )
     return Launched(config, checkpoint, engine, limits, measured)
 
@@ -171,7 +236,7 @@ def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progre
     from tokenmill.runtime.executor import LocalExecutor
     from tokenmill.runtime.worker import Worker
 
-    executor = LocalExecutor(Worker(model))
+    executor = LocalExecutor(Worker(model, grammars=checkpoint.grammars))
     executor.start()
     return executor, Measured(weights_bytes, kv_bytes, resident_bytes() - before_bytes)
 

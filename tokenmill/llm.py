@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import struct
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +27,11 @@ from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import RequestError
 from tokenmill.core.events import Account, Admitted, Failed, FinishedRecord, StepEvents
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import NO_TOKENS, Pooling, PoolingKind
 from tokenmill.core.request import FinishReason, Request
 from tokenmill.core.step import TokenLogprobs
 from tokenmill.engine.choice import ChoiceText, Output
+from tokenmill.engine.grammar.compiler import Compiled
 from tokenmill.engine.resolve import resolve
 from tokenmill.engine.service import Submission, Usage
 from tokenmill.engine.text import TextCodec
@@ -77,6 +80,17 @@ class Completion:
     def text(self) -> str:
         """The first choice's text."""
         return self.choices[0].text
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What one text means, as a vector."""
+
+    values: tuple[float, ...]
+    """Float32 numbers."""
+    prompt_token_ids: tuple[int, ...]
+    account: Account
+    """Where the time went."""
 
 
 class LLM:
@@ -173,30 +187,47 @@ class LLM:
         Prompts are taken as there is room for them, so a file of a million may be passed as an iterator.
         """
         each = itertools.repeat(params or SamplingParams()) if isinstance(params, SamplingParams | None) else params
-        waiting = enumerate(zip(prompts, each, strict=not isinstance(each, itertools.repeat)))
-        under_way: dict[int, _Run] = {}
-        try:
-            while True:
-                for position, (prompt, one) in itertools.islice(waiting, self._room - len(under_way)):
-                    try:
-                        under_way[position] = self._submit(prompt, one)
-                    except RequestError as error:
-                        yield position, error
-                if not under_way:
-                    return
-                self._step()
-                for position in [position for position, run in under_way.items() if run.over]:
-                    run = under_way.pop(position)
-                    yield position, run.error or run.completion()
-        finally:
-            for run in under_way.values():
-                self._abort(run)
+        wishes = zip(prompts, each, strict=not isinstance(each, itertools.repeat))
+        with closing(self._iter_runs((prompt, one, None) for prompt, one in wishes)) as runs:
+            for position, run in runs:
+                yield position, run if isinstance(run, RequestError) else run.error or run.completion()
+
+    def embed(
+        self,
+        texts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: PoolingKind | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+    ) -> list[Embedding]:
+        """A vector for every text (or its token ids), in their order.
+
+        Args:
+            pooling: ``last`` or ``mean``; None: as the checkpoint says (``core/pooling.py``).
+            dimensions: keep so many numbers, the first.
+            normalize: scale what is kept to length 1.
+
+        Raises:
+            RequestError: of the first text that cannot be done; the others are given up.
+        """
+        several = _as_list(texts)
+        wanted = Pooling(pooling, dimensions, normalize)
+        found: dict[int, Embedding] = {}
+        with closing(self._iter_runs((text, NO_TOKENS, wanted) for text in several)) as runs:
+            for position, run in runs:
+                error = run if isinstance(run, RequestError) else run.error
+                if error is not None:
+                    raise error
+                assert isinstance(run, _Run)
+                found[position] = run.made_embedding()
+        return [found[position] for position in range(len(several))]
 
     # ---- life --------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release weights, cache and journal."""
         self._engine.close()
+        self.launched.checkpoint.grammars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -208,17 +239,41 @@ class LLM:
 
     # ---- the engine's side -------------------------------------------------------------------------
 
-    def _submit(self, prompt: Prompt, params: SamplingParams) -> _Run:
+    def _iter_runs(
+        self, wishes: Iterable[tuple[Prompt, SamplingParams, Pooling | None]]
+    ) -> Generator[tuple[int, _Run | RequestError]]:
+        """(position, the run that has ended or why there was none), in the order in which they end."""
+        waiting = enumerate(wishes)
+        under_way: dict[int, _Run] = {}
+        try:
+            while True:
+                for position, wish in itertools.islice(waiting, self._room - len(under_way)):
+                    try:
+                        under_way[position] = self._submit(*wish)
+                    except RequestError as error:
+                        yield position, error
+                if not under_way:
+                    return
+                self._step()
+                for position in [position for position, run in under_way.items() if run.over]:
+                    yield position, under_way.pop(position)
+        finally:
+            for run in under_way.values():
+                self._abort(run)
+
+    def _submit(self, prompt: Prompt, params: SamplingParams, pooling: Pooling | None = None) -> _Run:
         request = resolve(
-            Submission(self._encode(prompt), params),
+            Submission(self._encode(prompt), params, pooling=pooling),
             self.launched.limits,
             self.codec,
             request_id=f"llm-{next(self._ids)}",
             seed=secrets.randbits(63),
             now=self._engine.clock.now(),
         )
+        grammar = params.grammar
+        compiled = None if grammar is None else self.launched.checkpoint.grammars.compile(grammar)
         self._engine.add(request)
-        run = self._runs[request.id] = _Run(request, params, self.codec)
+        run = self._runs[request.id] = _Run(request, params, self.codec, compiled)
         return run
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -249,6 +304,9 @@ class LLM:
         for prompt_logprobs in events.prompt_logprobs:
             if run := runs.get(prompt_logprobs.request_id):
                 run.prompt_logprobs += prompt_logprobs.entries
+        for embedding in events.embeddings:
+            if run := runs.get(embedding.request_id):
+                run.embedding = embedding.values
         for request_id, index, token_ids, logprobs, reason in events.tokens:
             run = runs.get(request_id)
             if run is not None and not run.choices[index].done:
@@ -263,8 +321,12 @@ class LLM:
 class _Run:
     """One request under way, on the side of text."""
 
-    def __init__(self, request: Request, params: SamplingParams, codec: TextCodec) -> None:
+    def __init__(
+        self, request: Request, params: SamplingParams, codec: TextCodec, compiled: Compiled | None = None
+    ) -> None:
         self.request = request
+        self.compiled = compiled
+        """Kept while it runs, so that the worker finds its grammar."""
         self.params = params
         """As the caller wrote them; the request's own may ask the engine for more."""
         self.choices = [ChoiceText(index, params, codec) for index in range(params.num_sequences)]
@@ -273,6 +335,7 @@ class _Run:
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.record: FinishedRecord | None = None
         self.error: RequestError | None = None
+        self.embedding: bytes | None = None
         self._cached_tokens = 0
         self._collected: list[list[Output]] = [[] for _ in self.choices]
 
@@ -316,6 +379,12 @@ class _Run:
             account=record.account,
             prompt_logprobs=None if params.prompt_logprobs is None else tuple(self.prompt_logprobs),
         )
+
+    def made_embedding(self) -> Embedding:
+        """The embedding; the request asked for one and has ended well."""
+        assert self.record is not None and self.embedding is not None
+        values = struct.unpack(f"<{len(self.embedding) // 4}f", self.embedding)
+        return Embedding(values, self.request.prompt_token_ids, self.record.account)
 
     def _choice(self, rank: int, index: int) -> Choice:
         outputs, last = self._collected[index], self._collected[index][-1]

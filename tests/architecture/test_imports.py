@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "perf": {"core", "engine"},
     "kernels": {"core"},
     "models": {"core", "kernels", "builtin"},
-    "runtime": {"core", "engine.contracts", "kernels", "models"},
+    "runtime": {"core", "engine.contracts", "engine.faults", "kernels", "models"},
     "compress": {"core", "models", "runtime"},
     "server": {"core", "engine"},
     "cluster": {"core", "engine", "runtime", "server"},
@@ -41,13 +41,22 @@ OUTSIDE: dict[str, set[str]] = {
     "builtin": set(),
     "core": set(),
     "testing": set(),
-    "engine": {"tokenizers", "jinja2"},
+    "engine": {"tokenizers", "jinja2", "msgspec", "llguidance"},
     "perf": set(),
     "kernels": {"torch", "numpy", "triton"},
     "models": {"torch", "numpy", "safetensors", "huggingface_hub"},
     "runtime": {"torch", "numpy"},
     "compress": {"torch"},
-    "server": {"starlette", "uvicorn", "pydantic", "typing_extensions", "prometheus_client"},
+    "server": {
+        "python_multipart",
+        "starlette",
+        "uvicorn",
+        "h11",
+        "pydantic",
+        "typing_extensions",
+        "prometheus_client",
+        "opentelemetry",
+    },
     "launch": {"torch", "tokenizers", "safetensors", "huggingface_hub", "uvicorn", "rich"},
     "llm": {"rich"},
     "bench": {"torch", "numpy", "httpx", "rich", "matplotlib"},
@@ -58,7 +67,7 @@ OUTSIDE: dict[str, set[str]] = {
 PURE = ("core", "engine", "perf")
 CLOCK_READERS = {
     "core/clock.py": "the clock itself",
-    "engine/async_service.py": "the moment of creation that clients see is a date",
+    "engine/front.py": "the moment of creation that clients see is a date",
     "engine/text/template.py": "chat templates may print today's date, as they do in Hugging Face",
 }
 CLOCK_CALLS = {

@@ -15,10 +15,13 @@ from tokenmill.cli.app import tokenmill as command_line
 from tokenmill.core.engine_config import CacheConfig, EngineConfig, ModelSource, SchedulerConfig
 from tokenmill.core.params import FIELD_NAMES
 from tokenmill.engine.telemetry import ERROR_BOUNDS, LiveFigures, Observation, StepAccount
+from tokenmill.server.admission import Queue
 from tokenmill.server.app import ENDPOINTS
 from tokenmill.server.metrics import ServerMetrics
 from tokenmill.server.protocol.chat import ChatRequest
 from tokenmill.server.protocol.completions import CompletionRequest
+from tokenmill.server.protocol.embeddings import EmbeddingRequest
+from tokenmill.server.protocol.responses import ResponseRequest
 from tokenmill.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,8 +72,10 @@ def test_every_route_is_documented() -> None:
     assert not {route for route in routes if not re.search(rf"`{re.escape(route)}`", text)}
 
 
-def test_every_field_of_chat_and_completions_is_documented() -> None:
-    assert not not_in(page("http-api"), {*ChatRequest.model_fields, *CompletionRequest.model_fields})
+def test_every_field_of_every_request_is_documented() -> None:
+    requests = (ChatRequest, CompletionRequest, EmbeddingRequest, ResponseRequest)
+    fields = {name for request in requests for name in request.model_fields}
+    assert not not_in(page("http-api"), fields)
 
 
 def error_codes() -> set[str]:
@@ -111,6 +116,15 @@ class Service:
         return Observation({}, StepAccount(), 0.0, live, 0.0, 0.0, counts)
 
 
+class Admission:
+    """What a scrape asks of the queue."""
+
+    waiting = background = Queue()
+
+    def wait_s(self) -> float:
+        return 0.0
+
+
 class _Ones(dict[str, float]):
     def __missing__(self, key: str) -> float:
         return 1.0
@@ -118,6 +132,7 @@ class _Ones(dict[str, float]):
 
 def metric_names() -> set[str]:
     metrics = ServerMetrics(Service())  # type: ignore[arg-type]
+    metrics.watch(Admission())  # type: ignore[arg-type]
     families = metrics.registry.collect()
     return {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
 
@@ -162,8 +177,8 @@ def test_every_command_and_its_own_options_are_documented() -> None:
 
 def test_options_named_in_the_docs_exist() -> None:
     known = {option for _, command in commands() for option in options_of(command)} | {"--help", "--version", "--debug"}
-    # Options of pip, make, curl and the hub's own command, which the pages name too.
-    known |= {"--no-compile", "--strict", "--local-dir"}
+    # Options of pip, make, curl, the hub's own command and Prometheus, which the pages name too.
+    known |= {"--no-compile", "--strict", "--local-dir", "--config"}
     strangers = {
         f"{path.relative_to(ROOT)}: {option}"
         for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

@@ -90,6 +90,13 @@ def test_bench_scheduler(capsys: Capsys) -> None:
     assert "µs" in call(capsys, "bench", "scheduler", "--num-requests", 60, "--batch-size", 4).out
 
 
+def test_bench_grammar(capsys: Capsys) -> None:
+    report = json.loads(call(capsys, "bench", "grammar", "--steps", 20, "--json").out)
+    assert report["vocab_size"] == 4096 and report["machine"]["cores"]
+    assert all(row["tokens"] == 20 and row["compile_ms"] > row["found_us"] / 1e3 > 0 for row in report["rows"])
+    assert "mask µs" in call(capsys, "bench", "grammar", "--steps", 5).out
+
+
 def test_bench_kv_waste(capsys: Capsys, tmp_path: Path) -> None:
     lengths = tmp_path / "lengths.csv"
     lengths.write_text("ContextTokens,GeneratedTokens\n100,20\n30,40\n")

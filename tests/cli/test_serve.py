@@ -57,6 +57,7 @@ def test_from_the_ready_line_to_a_clean_end(tmp_path: Path) -> None:
         # The interpreter's own end is in this; unloading torch takes a second of processor time.
         assert started.wait(4 * MAX_EXIT_S) == 0
     assert is_free(port)
+    assert "POST /v1/chat/completions 200 request_id=req_" in started.text, "the log"
     assert "hunter2" not in started.text
 
 

@@ -106,7 +106,7 @@ def test_kept_tokens(params: SamplingParams, width: int) -> None:
 
 
 def test_every_stage_is_compared_somewhere() -> None:
-    """A stage added without a test here or in test_sampling_edges.py should be noticed."""
+    """A stage added without a test here, in test_sampling_edges.py or in tests/grammar should be noticed."""
     assert [stage.__name__ for stage in STAGES] == [
         "AllowedTokens",
         "LogitBias",
@@ -114,4 +114,5 @@ def test_every_stage_is_compared_somewhere() -> None:
         "MinTokens",
         "RepetitionPenalty",
         "OccurrencePenalty",
+        "GrammarMask",
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -36,9 +38,16 @@ def server(shared_server: Running) -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def real_url() -> Iterator[str]:
     """The smaller built-in model behind the real server: nothing in the way is a fake."""
+    with real_server(num_blocks=128, max_context=512) as url:
+        yield url
+
+
+@contextmanager
+def real_server(model: str = REAL_MODEL, **options: Any) -> Iterator[str]:
+    """A model, by default the smaller built-in one, behind the real server, with these engine options; its address."""
     from tokenmill.launch import build  # imports torch
 
-    config = EngineConfig.from_options(model=REAL_MODEL, num_blocks=128, max_context=256, num_threads=1)
+    config = EngineConfig.from_options(model=model, num_threads=1, **options)
     service = build(config).service()
     settings = ServerSettings(port=0)
     sock = bind(settings)

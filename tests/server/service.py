@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenmill.core.clock import MonotonicClock
-from tokenmill.core.engine_config import SchedulerConfig
+from tokenmill.core.engine_config import PolicyName, SchedulerConfig
 from tokenmill.core.step import StepPlan, StepResult
 from tokenmill.engine.async_service import EngineService
 from tokenmill.engine.engine import Engine
@@ -15,6 +16,7 @@ from tokenmill.engine.kvcache import KVCache
 from tokenmill.engine.resolve import ModelLimits
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.text import TextCodec
+from tokenmill.engine.watchdog import STUCK_AFTER_S
 from tokenmill.testing.executor import FakeExecutor
 
 CODEC_FOLDER = Path(__file__).resolve().parents[2] / "tokenmill" / "builtin" / "story"
@@ -42,12 +44,19 @@ def make_service(
     max_seqs: int = 64,
     max_step_tokens: int = 512,
     max_context: int = MAX_CONTEXT,
+    policy: PolicyName = "fcfs",
+    codec: TextCodec | None = None,
+    executor_class: Callable[..., TimedExecutor] = TimedExecutor,
+    stuck_after_s: float = STUCK_AFTER_S,
     **options: Any,
 ) -> tuple[EngineService, TimedExecutor]:
-    codec = TextCodec.load(CODEC_FOLDER)
-    executor = TimedExecutor(num_blocks, 16, vocab_size=codec.vocab_size, verify=False, **options)
+    codec = codec or TextCodec.load(CODEC_FOLDER)
+    executor = executor_class(num_blocks, 16, vocab_size=codec.vocab_size, verify=False, **options)
     executor.step_s = step_s
     executor.start()
-    scheduler = Scheduler(KVCache(num_blocks, 16), SchedulerConfig(max_seqs=max_seqs, max_step_tokens=max_step_tokens))
-    limits = ModelLimits(max_context, codec.vocab_size, codec.eos_token_ids)
-    return EngineService(Engine(scheduler, executor, MonotonicClock()), codec, limits, model_name=MODEL), executor
+    scheduler = Scheduler(
+        KVCache(num_blocks, 16), SchedulerConfig(max_seqs=max_seqs, max_step_tokens=max_step_tokens, policy=policy)
+    )
+    limits = ModelLimits(max_context, codec.vocab_size, codec.eos_token_ids, executor.hidden_size)
+    engine = Engine(scheduler, executor, MonotonicClock())
+    return EngineService(engine, codec, limits, model_name=MODEL, stuck_after_s=stuck_after_s), executor

@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.server.support import Running, error_of
+from tests.server.support import SMALL, Running, error_of
 from tokenmill.server import jsonio
 from tokenmill.server.app import ENDPOINTS
 
@@ -18,6 +18,10 @@ JSON_ROUTES = [endpoint.path for endpoint in ENDPOINTS if endpoint.body is not N
 FIRST_FIELD = {
     "/v1/chat/completions": "model",
     "/v1/completions": "model",
+    "/v1/responses": "model",
+    "/v1/responses/input_tokens": "input",
+    "/v1/embeddings": "model",
+    "/v1/batches": "input_file_id",
     "/tokenize": "prompt",
     "/detokenize": "tokens",
 }
@@ -128,23 +132,17 @@ def test_bi24_duplicate_keys_are_refused(server: Running, path: str) -> None:
 @EVERY_ROUTE
 def test_bi24_unknown_fields_are_refused_with_the_near_name(server: Running, path: str) -> None:
     """BI-24."""
-    error = error_of(server.post(path, {**valid_body(server, path), "modle": 1}))
-    assert (error["param"], error["code"]) == ("modle", "unknown_parameter")
-    assert "model" in error["message"]
-
-
-def valid_body(server: Running, path: str) -> dict[str, object]:
-    return {
-        "/v1/chat/completions": server.chat(),
-        "/v1/completions": server.completion(),
-        "/tokenize": {"prompt": "a"},
-        "/detokenize": {"tokens": [300]},
-    }[path]
+    right = max(SMALL[path], key=len)
+    wrong = right[:-2] + right[:-3:-1]
+    error = error_of(server.post(path, {**SMALL[path], wrong: 1}))
+    assert (error["param"], error["code"]) == (wrong, "unknown_parameter")
+    assert right in error["message"]
 
 
 @EVERY_ROUTE
 def test_the_same_bodies_are_taken_when_right(server: Running, path: str) -> None:
-    assert server.post(path, valid_body(server, path)).status_code == 200
+    """But for the batch, whose file is not there."""
+    assert server.post(path, SMALL[path]).status_code == (404 if path == "/v1/batches" else 200)
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '{"\\udfff": 1}', '["\\ud83d", "\\ude00"]'])

@@ -33,8 +33,10 @@ def test_ft11_a_signal_lets_running_requests_finish(sig: signal.Signals) -> None
         running = streams(url, 20, 120)
         process.send_signal(sig)
         wait_until(lambda: client.get(f"{url}/health/ready").status_code == 503, 0.5)
-        assert client.get(f"{url}/health/live").json() == {"status": "ok"}
-        assert client.get(f"{url}/health/ready").json() == {"status": "draining"}
+        live, ready = (client.get(f"{url}/health/{name}").json() for name in ("live", "ready"))
+        assert (live["status"], live["state"]) == ("ok", "draining")
+        assert (ready["status"], ready["state"]) == ("draining", "draining")
+        assert ready["since"] <= time.time()
         refused = client.post(url + COMPLETIONS, json={"model": MODEL, "prompt": "a"})
         assert refused.status_code == 503
         assert error_of(refused)["code"] == "server_shutting_down"

@@ -11,13 +11,15 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tokenmill.bench.agreement import agreement, names_wanted
 from tokenmill.bench.http import Client, HttpFailure
+from tokenmill.bench.serve import Outcome
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 5.0
@@ -29,11 +31,11 @@ KEPT = re.compile(
 DROPPED = re.compile(r"_(bucket|created|sum|count)$")
 
 
-def parse_metrics(text: str) -> dict[str, float]:
-    """Name → value, added up over labels; only what ``KEPT`` names, nothing that is not finite."""
+def parse_metrics(text: str, wanted: frozenset[str] = frozenset()) -> dict[str, float]:
+    """Name → value, added up over labels, nothing that is not finite; of ``wanted``, or else what ``KEPT`` names."""
     found: dict[str, float] = {}
     for name, value in LINE.findall(text):
-        if not KEPT.search(name) or DROPPED.search(name):
+        if name not in wanted if wanted else not KEPT.search(name) or DROPPED.search(name):
             continue
         try:
             number = float(value)
@@ -51,6 +53,8 @@ class Scrape:
     url: str
     times_s: list[float] = field(default_factory=list)
     samples: list[dict[str, float]] = field(default_factory=list)
+    sums: list[dict[str, float]] = field(default_factory=list)
+    """Of the first and the last reading, what the client's own figures are compared with."""
     failed: int = 0
     error: str | None = None
     """The last one."""
@@ -79,6 +83,11 @@ class Scrape:
         else:
             self.times_s.append(round(time.perf_counter() - began_s, 3))
             self.samples.append(parse_metrics(text))
+            self.sums[1:] = [parse_metrics(text, names_wanted())]
+
+    def agreement(self, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+        """The server's figures beside the client's (``bench/agreement.py``); None where they cannot be compared."""
+        return agreement(outcomes, self.sums[0], self.sums[-1]) if len(self.sums) > 1 else None
 
 
 @asynccontextmanager

@@ -103,7 +103,7 @@ async def measure(
             {"rate_per_s": _mean_rate(load) if options.trace else point.rate, "concurrency": point.concurrency}
             | found
             | {"blocks_in_use": await blocks_in_use(client)}
-            | (scrape.report() if scrape else {})
+            | ({**scrape.report(), "agreement": scrape.agreement(run.outcomes)} if scrape else {})
         )
     return {
         "engine": {"name": server.software},

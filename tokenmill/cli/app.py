@@ -57,6 +57,8 @@ COMMANDS = {
     "serve": ("tokenmill.cli.serve:serve", "Serve a model through OpenAI's API."),
     "chat": ("tokenmill.cli.chat:chat", "Talk to a model in the terminal."),
     "generate": ("tokenmill.cli.generate:generate", "Continue a prompt, or a file of prompts."),
+    "keys": ("tokenmill.cli.keys:keys", "Make, list and revoke the keys of a server's clients."),
+    "batch": ("tokenmill.cli.batch:batch", "Answer a file of requests, as the server's batches do."),
     "info": ("tokenmill.cli.info:info", "What a checkpoint is, and every byte it needs."),
     "replay": ("tokenmill.cli.replay:replay", "Carry out a journal again and compare bit for bit."),
     "hardware": ("tokenmill.cli.hardware:hardware", "The hardware that predictions know."),

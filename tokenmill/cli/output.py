@@ -88,10 +88,11 @@ class Counting:
         self._bar = Progress(*columns, console=self._console, transient=True)
         self._task = self._bar.add_task(what, total=total)
 
-    def update(self, done: int, more: str = "") -> None:
-        """``done`` of the total; ``more`` is said beside it."""
+    def update(self, done: int, more: str = "", *, total: int | None = None) -> None:
+        """``done`` of the total, which may become known only now; ``more`` is said beside it."""
+        self._total = self._total if total is None else total
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=done, description=f"{self._what}{more}")
+            self._bar.update(self._task, completed=done, total=self._total, description=f"{self._what}{more}")
         elif self._now() - self._told_s > LONG_S:
             self._told_s = self._now()
             note(f"{self._what}{more}: {done} of {self._total}")

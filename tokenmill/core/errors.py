@@ -10,8 +10,12 @@
     │   ├── NeverFits             the request needs more KV blocks than the pool has, with the numbers
     │   ├── Preempted             the preemption policy refused to recompute
     │   ├── DeadlineExceeded      the request's own deadline passed before it was done
+    │   ├── RateLimited           the client's own share is used up: its key's limits, its tenant's part of the queue
     │   ├── Aborted               the client or the operator gave the request up
-    │   └── NumericalError        the model's logits were not finite, or every token was banned
+    │   ├── NumericalError        the model's logits were not finite, or every token was banned
+    │   ├── GrammarFailed         the answer cannot go on within its grammar: no token fits, or it is too complex here
+    │   ├── PoisonRequest         computing this one request raises, or takes the engine down: do not try again
+    │   └── OutOfMemory           the step of this one request, run alone, found no memory
     ├── Unavailable               try again later: draining, not ready, the engine died
     ├── SetupError                the operator's mistake: configuration, checkpoint, memory
     │   ├── ConfigError
@@ -71,12 +75,37 @@ class DeadlineExceeded(RequestError):
     code = "deadline_exceeded"
 
 
+class RateLimited(RequestError):
+    """Nothing is wrong with the request but that its sender has had enough for now."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after_s = retry_after_s
+        """When to try again; None: never, it asks for more than the limit ever allows."""
+
+
 class Aborted(RequestError):
     code = "aborted"
 
 
 class NumericalError(RequestError):
     code = "numerical_error"
+
+
+class GrammarFailed(RequestError):
+    code = "grammar_failed"
+
+
+class PoisonRequest(RequestError):
+    code = "poison_request"
+
+
+class OutOfMemory(RequestError):
+    code = "out_of_memory"
 
 
 class Unavailable(TokenmillError):

@@ -39,6 +39,15 @@ class PromptLogprobsEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingEvent:
+    """What a request for an embedding brought; its end comes with it."""
+
+    request_id: str
+    values: bytes
+    """Little-endian float32."""
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """A sequence got its first blocks (``resumed``: again, after preemption)."""
 
@@ -85,6 +94,7 @@ class StepEvents:
 
     tokens: list[TokenEvent] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
+    embeddings: list[EmbeddingEvent] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     finished: list[FinishedRecord] = field(default_factory=list)
     """Requests all of whose choices have ended, with their accounts."""

@@ -88,6 +88,8 @@ class ModelConfig:
     """Precision of the checkpoint, if it says so: ``bfloat16``."""
     quantization: str | None = None
     """Scheme of the checkpoint's weights; None: plain floating point."""
+    generates: bool = True
+    """False: saved without its output matrix, for embeddings alone (``"architectures": ["Qwen3Model"]``)."""
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -97,7 +99,7 @@ class ModelConfig:
             CheckpointError: a field is missing, of the wrong type or out of bounds; names the field.
             NotSupported: another architecture, activation or rotary scaling; names what is supported.
         """
-        architecture, family = _family(config)
+        architecture, family, generates = _family(config)
         read = _Reader(config, family.defaults)
         hidden_size = read.integer("hidden_size", 1, MAX_HIDDEN_SIZE)
         num_layers = read.integer("num_hidden_layers", 1, MAX_LAYERS)
@@ -122,7 +124,7 @@ class ModelConfig:
             windows=_windows(read, family, num_layers),
             activation="silu",
             norm_eps=read.number("rms_norm_eps", 0.0, 1.0),
-            tie_embeddings=read.boolean("tie_word_embeddings"),
+            tie_embeddings=read.boolean("tie_word_embeddings") or not generates,
             qkv_bias=attention_bias or family.qkv_bias,
             out_bias=attention_bias,
             mlp_bias=read.boolean("mlp_bias"),
@@ -131,6 +133,7 @@ class ModelConfig:
             eos_token_ids=token_ids(config, "eos_token_id"),
             dtype=_dtype_name(config),
             quantization=_quantization(config),
+            generates=generates,
         )
 
     @property
@@ -212,7 +215,8 @@ _FAMILIES: Mapping[str, _Family] = {
 SUPPORTED_ARCHITECTURES = tuple(_FAMILIES)
 
 
-def _family(config: Mapping[str, Any]) -> tuple[str, _Family]:
+def _family(config: Mapping[str, Any]) -> tuple[str, _Family, bool]:
+    """Name, family, and whether there is an output matrix."""
     if not isinstance(config, Mapping):
         raise CheckpointError(f"config.json must hold an object, not {type(config).__name__}")
     named = config.get("architectures")
@@ -222,8 +226,9 @@ def _family(config: Mapping[str, Any]) -> tuple[str, _Family]:
     if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
         raise CheckpointError("config.json: architectures must be a list of class names")
     for name in named:
-        if name in _FAMILIES:
-            return name, _FAMILIES[name]
+        generating = f"{name.removesuffix('Model')}ForCausalLM" if name.endswith("Model") else name
+        if generating in _FAMILIES:
+            return generating, _FAMILIES[generating], generating == name
     raise NotSupported(
         f"architecture {_brief(named[0])} is not supported; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
     )

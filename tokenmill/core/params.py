@@ -2,7 +2,7 @@
 
 Stages and their order (``runtime/sampling`` carries them out, one object a stage)::
 
-    logits → bias, bans, min_tokens → penalties → temperature → top-k → top-p → min-p → typical → draw
+    logits → bias, bans, min_tokens → penalties → grammar → temperature → top-k → top-p → min-p → typical → draw
 
 Log-probabilities are those of the model's own distribution, before any stage.
 
@@ -82,8 +82,11 @@ class SamplingParams:
     """The same for the prompt's tokens; such a request does not read the prefix cache."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    shown_special_ids: tuple[int, ...] = ()
+    """Special tokens that stay in the text all the same: markers that somebody reads it by."""
     grammar: Grammar | None = None
-    """If given, only answers that it accepts can be generated."""
+    """If given, only answers that it accepts can be generated. One that is complete ends, whatever else bans the end
+    (``min_tokens``, ``logit_bias``, …); stop strings, stop tokens and ``max_tokens`` may cut one short."""
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, 1, MAX_N)
@@ -108,6 +111,11 @@ class SamplingParams:
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         self._check_bias()
         self._check_stops()
+        if self.grammar is not None and self.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos goes on after the answer's end, where a grammar allows nothing: leave one out",
+                param="ignore_eos",
+            )
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), MAX_SEED)
         for name in ("logprobs", "prompt_logprobs"):
@@ -139,6 +147,8 @@ class SamplingParams:
                 raise InvalidRequest(f"a stop string must be at most {MAX_STOP_BYTES} bytes", param="stop")
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+        for token_id in self.shown_special_ids:
+            _check_int("shown_special_ids", token_id, 0, 2**31 - 1)
 
     @property
     def num_sequences(self) -> int:

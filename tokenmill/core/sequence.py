@@ -13,6 +13,8 @@ one for a sequence that is generating. There is no phase.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenmill.core.request import Request
 
 
@@ -23,6 +25,8 @@ class Sequence:
         "account",
         "block_hashes",
         "block_ids",
+        "block_prefixes",
+        "distrusts_cache",
         "index",
         "max_tokens",
         "num_cached",
@@ -42,6 +46,7 @@ class Sequence:
         "shared_tail",
         "stop_token_ids",
         "token_ids",
+        "was_given_blocks",
     )
 
     def __init__(self, seq_id: int, request: Request, index: int = 0) -> None:
@@ -75,10 +80,16 @@ class Sequence:
         """Tokens found in the cache when first admitted."""
         self.block_hashes: list[bytes] = []
         """Chained content hashes of the first full blocks, as far as they were needed."""
+        self.block_prefixes: list[Any] = []
+        """What these hashes are of (``engine/kvcache/prefix.py``)."""
         self.num_published = 0
         """Leading blocks that the prefix index knows (or knew another copy of)."""
         self.publish_at = 0
         """Number of computed tokens at which the next block is full."""
+        self.was_given_blocks = False
+        """It started from blocks that another sequence computed."""
+        self.distrusts_cache = False
+        """It computes everything itself: blocks that it was given seem to hold numbers that are not finite."""
 
     @property
     def num_remaining(self) -> int:

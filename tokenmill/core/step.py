@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import Pooling
 
 
 class NewSequence(NamedTuple):
@@ -34,6 +35,8 @@ class NewSequence(NamedTuple):
     seed: int
     stop_token_ids: frozenset[int]
     block_ids: tuple[int, ...]
+    pooling: Pooling | None = None
+    """If given, its prompt becomes an embedding, and no token is drawn."""
 
 
 class StepPlan(NamedTuple):
@@ -83,15 +86,19 @@ class StepResult(NamedTuple):
     step_id: int
     seq_ids: tuple[int, ...]
     token_ids: tuple[tuple[int, ...], ...]
-    """The tokens drawn: one, or with drafts the accepted ones and one more."""
+    """The tokens drawn: one, or with drafts the accepted ones and one more; none where there is an embedding."""
     logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = {}
     """seq_id → one entry per token drawn, where asked for."""
     prompt_logprobs: Mapping[int, tuple[int, tuple[TokenLogprobs, ...]]] = {}
     """seq_id → (position, entries): entry ``k`` is about the prompt token at ``position + k``."""
     errors: Mapping[int, str] = {}
     """seq_id → why this sequence alone failed (its logits were not finite, every token banned)."""
+    error_codes: Mapping[int, str] = {}
+    """seq_id → the code of that error (``core/errors.py``), where it is not ``numerical_error``."""
     drafts: Mapping[int, tuple[int, ...]] = {}
     """seq_id → guesses for the next step."""
+    embeddings: Mapping[int, bytes] = {}
+    """seq_id → its embedding, complete: little-endian float32."""
     seconds: float = 0.0
     """How long the step took on the executor's clock."""
     sampling_seconds: float = 0.0

@@ -1,7 +1,8 @@
 """The one function that turns a request's body into a checked model, for every route that takes one.
 
 Rules in the order in which they are asked: the content type, the content encoding (nothing is ever
-decompressed), the announced length, the length and the time while reading, the JSON, the fields.
+decompressed), the announced length, the length and the time while reading, how many values there are, the JSON, the
+fields. While it is read and until the engine has it, a body counts against what all clients may hold (``held.py``).
 
 A body that announces its length is kept in memory, since it will be needed whole. One that does not may be endless:
 beyond half a megabyte it goes to a file without a name, so that many such cost no memory before they are refused.
@@ -21,6 +22,7 @@ from tokenmill.core.errors import InvalidRequest
 from tokenmill.server import jsonio
 from tokenmill.server.context import Context
 from tokenmill.server.errors import ClientGone, HttpError, from_validation
+from tokenmill.server.held import Hold
 
 INLINE_BYTES = 65536
 """Bodies up to this size are parsed on the event loop; larger ones would hold up everybody's tokens."""
@@ -28,14 +30,18 @@ INLINE_BYTES = 65536
 SPOOL_BYTES = 2**19
 """Bodies of unknown length are kept in memory up to this size."""
 
+MAX_VALUES = 4_000_000
+"""In one body, counted by commas and brackets: ``[[],[],…`` takes twenty times its bytes once it is parsed."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read_model(request: Request, model: type[M], context: Context) -> M:
-    """Read, parse and check.
+async def read_model(request: Request, model: type[M], context: Context, hold: Hold) -> M:
+    """Read, parse and check; ``hold`` takes the body's bytes.
 
     Raises:
         HttpError: 408, 413 or 415.
+        Unavailable: all clients together hold too much.
         InvalidRequest: not JSON, or a field is wrong; ``param`` is its path.
         ClientGone: the client left before the body was complete.
     """
@@ -43,7 +49,7 @@ async def read_model(request: Request, model: type[M], context: Context) -> M:
     _check_headers(request, settings.max_body_bytes)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            body = await _read(request, settings.max_body_bytes)
+            body = await _read(request, settings.max_body_bytes, hold)
     except TimeoutError:
         raise HttpError(
             408, f"The body was not complete after {settings.body_timeout_s:g} s.", code="request_timeout"
@@ -52,6 +58,8 @@ async def read_model(request: Request, model: type[M], context: Context) -> M:
 
 
 def _parse(body: bytes, model: type[M]) -> M:
+    if sum(map(body.count, b",[{")) > MAX_VALUES:
+        raise HttpError(413, f"The body holds more than {MAX_VALUES} values.", code="request_too_large")
     value = jsonio.loads(body)
     if not isinstance(value, dict):
         raise InvalidRequest("The request body must be a JSON object.", code="invalid_json")
@@ -73,8 +81,10 @@ def _check_headers(request: Request, max_bytes: int) -> None:
         raise _too_large(max_bytes)
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    kept_bytes = max_bytes if "content-length" in request.headers else SPOOL_BYTES
+async def _read(request: Request, max_bytes: int, hold: Hold) -> bytes:
+    announced = request.headers.get("content-length")
+    hold.check(int(announced or 0))
+    kept_bytes = SPOOL_BYTES if announced is None else max_bytes
     num_bytes, more = 0, True
     with SpooledTemporaryFile(max_size=kept_bytes) as body:
         while more:
@@ -86,6 +96,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
             num_bytes += len(part)
             if num_bytes > max_bytes:
                 raise _too_large(max_bytes)
+            hold.take(len(part))
             body.write(part)
         body.seek(0)
         return body.read()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from starlette.requests import Request
@@ -24,6 +24,7 @@ from tokenmill.server.protocol.completions import (
 )
 from tokenmill.server.sse import EventStream
 from tokenmill.server.stream import stream_frames
+from tokenmill.server.structured import field_of, grammar_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ async def completions(context: Context, request: Request, body: CompletionReques
     context.check_model(body.model)
     prompts = await _read_prompts(context, body)
     ticket: Ticket = request.state.ticket
-    generation = Generation(context, ticket, [prompt.token_ids for prompt in prompts], body.to_params(), body)
+    params = replace(body.to_params(), grammar=grammar_of(body))
+    if params.grammar is not None:
+        await context.service.compile(params.grammar, param=field_of(body))
+    generation = Generation(context, ticket, [prompt.token_ids for prompt in prompts], params, body)
     base = {
         "id": ticket.answer_id("cmpl-"),
         "object": "text_completion",
@@ -48,7 +52,13 @@ async def completions(context: Context, request: Request, body: CompletionReques
     }
     writer = _ChoiceWriter(context, body, prompts, generation)
     if body.stream:
-        frames = stream_frames(generation, writer, base, include_usage=body.include_usage)
+        frames = stream_frames(
+            generation,
+            writer,
+            base,
+            include_usage=body.include_usage,
+            include_obfuscation=body.include_obfuscation,
+        )
         return EventStream(context, ticket.request_id, frames, generation.close)
     with closing(generation):
         gathered = await unless_gone(request.receive, gather(generation))

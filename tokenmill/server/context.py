@@ -8,13 +8,28 @@ import math
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmill import __version__
 from tokenmill.core.errors import ContextLengthExceeded, ModelNotFound, Unavailable
+from tokenmill.engine.faults import fire
 from tokenmill.engine.service import Service
+from tokenmill.server.access import OPEN, Access
+from tokenmill.server.access.door import Door
+from tokenmill.server.access.meters import Meters
+from tokenmill.server.admission import Admission
+from tokenmill.server.errors import HttpError
+from tokenmill.server.held import HeldBytes
 from tokenmill.server.metrics import ServerMetrics
+from tokenmill.server.observe.observer import Observer
+from tokenmill.server.observe.tracing import tracer_to
 from tokenmill.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from tokenmill.server.batches.runner import BatchRunner
+    from tokenmill.server.files.records import Files
+    from tokenmill.server.generate import Generation
+    from tokenmill.server.responses.state import Responses
 
 INLINE_BYTES = 4096
 """Texts up to this size are tokenised on the event loop: handing them over would take longer."""
@@ -39,9 +54,22 @@ class Ticket:
     """When it arrived, on ``time.monotonic``."""
     submitted: bool = False
     """The engine has taken it: from now on it can fail, but no longer be refused."""
+    access: Access = OPEN
+    """Who asks: found out by the guard from the key, never from the body."""
+    background: bool = False
+    """Batch work: it runs in what interactive requests leave, and gives way to them."""
+    generation: Generation | None = None
+    """What it had the engine do."""
+    error: str | None = None
+    """The code of the error that it was answered with."""
 
     def answer_id(self, prefix: str) -> str:
         return prefix + self.request_id.removeprefix("req_")
+
+
+def tenant_of(ticket: Ticket) -> str:
+    """Whose request it is: what is stored for it belongs to this tenant, and no other sees it."""
+    return ticket.access.tenant
 
 
 @dataclass(slots=True)
@@ -51,11 +79,40 @@ class Context:
     metrics: ServerMetrics
     fingerprint: str
     """``system_fingerprint``: the same for every answer of one engine configuration."""
+    files: Files
+    batches: BatchRunner = field(init=False)
+    """Set by ``create_app``: it calls the app that is made around this context."""
     draining: bool = False
     """No new requests: the process is about to end."""
     cut: Callable[[MutableMapping[str, Any]], None] = _cut_nothing
     """Closes the connection of an ASGI scope at once, dropping what is buffered."""
+    responses: Responses = field(init=False)
+    """Those that are kept, and those under way in the background."""
+    held: HeldBytes = field(init=False)
+    """Bodies in memory that the engine has not taken yet."""
+    door: Door = field(init=False)
+    """Finds out from a request's headers who sends it."""
+    meters: Meters = field(init=False)
+    """What each key and tenant has used of its limits."""
+    admission: Admission = field(init=False)
+    """Decides who may wait for the engine."""
+    observer: Observer = field(init=False)
+    """Tells of each request once it has ended: metrics, log, spans."""
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "tokenise"))
+
+    def __post_init__(self) -> None:
+        self.held = HeldBytes(self.settings.max_held_bytes)
+        self.door = Door(self.settings.api_key, self.settings.keys)
+        self.meters = Meters()
+        reserve = 1.0 if self.door.knows_tenants else 0.0
+        self.admission = Admission(self.service, self.settings, self.meters, reserve_weight=reserve)
+        self.metrics.watch(self.admission)
+        self.observer = Observer(
+            self.metrics,
+            names_tenants=self.door.knows_tenants,
+            details=self.settings.log_requests,
+            tracer=None if self.settings.otlp is None else tracer_to(self.settings.otlp),
+        )
 
     @property
     def ready(self) -> bool:
@@ -67,6 +124,11 @@ class Context:
             raise Unavailable("The server is shutting down.", code="server_shutting_down", retry_after_s=5.0)
         if not self.service.ready:
             raise Unavailable("The server is not ready for requests.", code="not_ready", retry_after_s=5.0)
+
+    def check_admin(self, ticket: Ticket) -> None:
+        """Raise ``HttpError`` 403 for a key that may only see what is its tenant's."""
+        if not ticket.access.admin:
+            raise HttpError(403, "This address is for keys of administrators.", code="admin_only")
 
     def check_model(self, name: str | None) -> None:
         """Raise ``ModelNotFound`` for any name but the served one; None asks for whatever is served."""
@@ -92,6 +154,7 @@ class Context:
         def bounded() -> list[int]:
             if num_bytes > limit * PLAIN_BYTES_PER_TOKEN and codec.exceeds("".join(texts), limit):
                 raise self._too_long(num_bytes, limit + 1, param)
+            fire("text.tokenise", texts)
             return work()
 
         return await self.off_loop(num_bytes + 256 * len(texts), bounded)
@@ -104,8 +167,10 @@ class Context:
         )
 
     def close(self) -> None:
-        """Let the tokenising threads go."""
+        """Let the tokenising threads and the stored files go."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.files.store.close()
+        self.observer.close()
 
     async def off_loop(self, num_bytes: int, work: Callable[[], T], *, inline_bytes: int = INLINE_BYTES) -> T:
         """Do work over ``num_bytes`` of text; above ``inline_bytes`` it does not hold up the event loop."""

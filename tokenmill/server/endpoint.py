@@ -21,5 +21,11 @@ class Endpoint:
     """The type of the JSON that it answers with; None for text."""
     chunk: Any = None
     """The type of one event, where the answer can be streamed."""
+    query: type[BaseModel] | None = None
+    """The fields that its address may have; the handler reads them with ``read_query``."""
+    form: type[BaseModel] | None = None
+    """The fields of the multipart form that it takes; the handler reads it as it arrives."""
     generates: bool = False
     """It needs a service that takes requests."""
+    admin: bool = False
+    """It shows what belongs to everybody: where keys have tenants, for keys that are flagged ``admin`` only."""

@@ -18,7 +18,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -26,12 +26,16 @@ from starlette.exceptions import HTTPException
 from tokenmill.core.errors import (
     Aborted,
     DeadlineExceeded,
+    GrammarFailed,
     InvalidRequest,
     ModelNotFound,
     NeverFits,
     NotSupported,
     NumericalError,
+    OutOfMemory,
+    PoisonRequest,
     Preempted,
+    RateLimited,
     RequestError,
     TokenmillError,
     Unavailable,
@@ -40,6 +44,9 @@ from tokenmill.server.protocol.base import ErrorBody
 
 MAX_RETRY_AFTER_S = 120
 """OpenAI's client ignores a longer one altogether."""
+
+MAX_MESSAGE_CHARS = 2000
+"""Messages quote what clients wrote."""
 
 
 class HttpError(RequestError):
@@ -81,7 +88,11 @@ _STATUS: tuple[tuple[type[TokenmillError], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
     (NeverFits, 400, "invalid_request_error"),
     (NotSupported, 400, "invalid_request_error"),
+    (RateLimited, 429, "rate_limit_error"),
     (NumericalError, 500, "server_error"),
+    (GrammarFailed, 500, "server_error"),
+    (PoisonRequest, 500, "server_error"),
+    (OutOfMemory, 503, "server_error"),
     (DeadlineExceeded, 504, "server_error"),
     (Preempted, 503, "server_error"),
     (Aborted, 503, "server_error"),
@@ -108,15 +119,32 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
 def _problem(
     status: int, message: str, kind: str, param: str | None, code: str | None, headers: dict[str, str]
 ) -> Problem:
-    return Problem(status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers)
+    body: ErrorBody = {
+        "error": {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}
+    }
+    return Problem(status, body, headers)
+
+
+@overload
+def _printable(text: str) -> str: ...
+@overload
+def _printable(text: str | None) -> str | None: ...
+def _printable(text: str | None) -> str | None:
+    """What may be shown on a terminal and written to a log: a client's own words come back in messages, bounded."""
+    if text is None or (text.isprintable() and len(text) <= MAX_MESSAGE_CHARS):
+        return text
+    shown = "".join(char if char.isprintable() else "\ufffd" for char in text[:MAX_MESSAGE_CHARS])
+    return shown if len(text) <= MAX_MESSAGE_CHARS else shown + "…"
 
 
 def _headers(status: int, error: TokenmillError) -> dict[str, str]:
-    if isinstance(error, NumericalError):
+    if isinstance(error, (NumericalError, GrammarFailed, PoisonRequest)):
         return {"x-should-retry": "false"}  # the same request would fail again
-    if status != 503:
+    if isinstance(error, RateLimited) and error.retry_after_s is None:
+        return {"x-should-retry": "false"}  # more than the limit ever allows
+    if status not in (429, 503):
         return {}
-    wait_s = error.retry_after_s if isinstance(error, Unavailable) else None
+    wait_s = error.retry_after_s if isinstance(error, Unavailable | RateLimited) else None
     return {"retry-after": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s or 1))))}
 
 

@@ -1,7 +1,11 @@
 """``/health/live``, ``/health/ready`` (alias ``/health``), ``/metrics``: for those who watch.
 
-Live: the engine makes progress; false means that the process should be replaced. Ready: new requests are
-taken; false while draining, when the process is still live.
+Live: the engine makes progress, or comes back by itself; false means that the process should be replaced. Ready: new
+requests are taken; false while draining, while an isolated engine is restarted, and while a step takes longer than it
+should, when the process is still live. Both are judged by progress at the moment of the question
+(``engine/watchdog.py``); the body says the state and since when::
+
+    {"status": "unavailable", "state": "restarting", "since": 1790000000.1, "why": "the engine's process died …"}
 """
 
 from __future__ import annotations
@@ -31,5 +35,12 @@ async def metrics(context: Context, request: Request) -> Response:
 
 
 def _health(ok: bool, context: Context) -> Response:
-    answer: Health = {"status": "ok" if ok else "draining" if context.draining else "unavailable"}
+    condition = context.service.condition
+    draining = context.draining and condition.state == "ready"
+    answer: Health = {
+        "status": "ok" if ok else "draining" if draining or condition.state == "draining" else "unavailable",
+        "state": "draining" if draining else condition.state,
+        "since": condition.since,
+        "why": "the server is shutting down" if draining else condition.why or None,
+    }
     return json_response(answer, 200 if ok else 503)

@@ -2,11 +2,15 @@
 
 Counters and histograms are fed where HTTP requests end; gauges are read from ``service.stats()`` at the
 moment of the scrape. Every app has its own registry, so that two of them in one process do not mix.
+
+No label holds what a client wrote: paths are the routes' patterns, codes and reasons those of this package, and tenants
+those that the operator's keys name, up to a hundred (``observe.TenantLabels``). So the number of series is bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,8 +19,14 @@ from prometheus_client.registry import Collector
 from tokenmill.core.events import Account, StepEvents
 from tokenmill.engine.service import Service, Usage
 from tokenmill.engine.telemetry import ERROR_BOUNDS, REGIMES, LiveFigures, Observation
+from tokenmill.server.observe import RequestRecord
+
+if TYPE_CHECKING:
+    from tokenmill.server.admission import Admission
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+API = "/v1/"
+"""Routes that tenants use."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 
@@ -32,6 +42,8 @@ class ServerMetrics:
         self.itl = self._seconds("inter_token_latency", "Between two increments of one choice.")
         self.e2e = self._seconds("e2e_request_latency", "From a request's arrival to its end.")
         self.queue = self._seconds("request_queue_time", "Waiting for a first step.")
+        self.inference = self._seconds("request_inference_time", "Computing the prompt and generating.")
+        self.per_token = self._seconds("request_time_per_output_token", "Per token of an answer after its first.")
         self.prefill = self._seconds("request_prefill_time", "Computing the prompt.")
         self.decode = self._seconds("request_decode_time", "From the first token to the last.")
         self.prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
@@ -45,16 +57,41 @@ class ServerMetrics:
         self.aborted = self._counter("request_abort", "Requests given up before their end.", "cause")
         self.rejected = self._counter("request_rejection", "Requests refused before they began.", "code")
         self.responses = self._counter("http_responses", "Answers by address and status.", "path", "status")
+        self.batch_lines = self._counter("batch_lines", "Lines of batches, by what became of them.", "outcome")
+        self.embeddings = self._counter("embeddings", "Prompts that became embeddings.")
+        self.tenant_requests = self._counter("tenant_requests", "Requests of the API that ended.", "tenant", "outcome")
+        self.tenant_prompt = self._counter("tenant_prompt_tokens", "Prompt tokens of ended requests.", "tenant")
+        self.tenant_answer = self._counter("tenant_generation_tokens", "Tokens generated for it.", "tenant")
+        self.tenant_queue = self._counter("tenant_queue_seconds", "Time that its requests waited.", "tenant")
         service.subscribe(self._step)
 
     def _step(self, events: StepEvents) -> None:
         if events.num_tokens:
             self.step_tokens.observe(events.num_tokens)
             self.step_seconds.observe(events.seconds)
+        if events.embeddings:
+            self.embeddings.inc(len(events.embeddings))
 
-    def ended(self, account: Account, usage: Usage) -> None:
-        """One prompt has ended well: take its account and its tokens."""
+    def watch(self, admission: Admission) -> None:
+        """Show the queue in front of the engine as well."""
+        self.registry.register(_Waiting(admission))
+
+    def request(self, record: RequestRecord) -> None:
+        """One HTTP request has ended, however it did."""
+        if not record.route.startswith(API):
+            return
+        self.tenant_requests.labels(record.tenant, record.outcome).inc()
+        if (work := record.work) is not None:
+            self.tenant_prompt.labels(record.tenant).inc(work.prompt_tokens)
+            self.tenant_answer.labels(record.tenant).inc(work.completion_tokens)
+            self.tenant_queue.labels(record.tenant).inc(work.account.queue_s if work.account else 0.0)
+
+    def ended(self, account: Account, usage: Usage, num_choices: int = 1) -> None:
+        """One prompt has ended well: take its account and its tokens, over so many choices."""
         self.queue.observe(account.queue_s)
+        self.inference.observe(account.prefill_s + account.decode_s)
+        if (later := usage.completion_tokens / num_choices - 1) > 0:
+            self.per_token.observe(account.decode_s / later)
         self.prefill.observe(account.prefill_s)
         self.decode.observe(account.decode_s)
         self.prompt_length.observe(usage.prompt_tokens)
@@ -91,6 +128,29 @@ class _EngineNumbers(Collector):
             yield GaugeMetricFamily(f"tokenmill_{name}", text, value=stats[key])
         for key, (name, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"tokenmill_{name}", text, value=stats[key])
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _Waiting(Collector):
+    """What waits for the engine, from the server's admission."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterable[Metric]:
+        found = self._admission
+        for name, text, value in (
+            (
+                "queue_tokens",
+                "Tokens that waiting requests will take, as far as can be foreseen.",
+                found.waiting.tokens,
+            ),
+            ("queue_wait_seconds", "How long what waits now is expected to take.", found.wait_s()),
+            ("num_background_waiting", "Choices of batch work in the queue.", float(found.background.choices)),
+        ):
+            yield GaugeMetricFamily(f"tokenmill_{name}", text, value=value)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -152,6 +212,9 @@ _GAUGES = {
     "blocks_total": ("kv_blocks", "KV blocks of the pool."),
     "blocks_free": ("kv_blocks_free", "KV blocks that hold nothing."),
     "blocks_cached": ("kv_blocks_cached", "KV blocks that no request holds and a prefix may find again."),
+    "grammar_entries": ("grammar_cache_entries", "Grammars kept, compiled or refused."),
+    "grammar_bytes": ("grammar_cache_bytes", "What they are reckoned to take."),
+    "grammar_waiting": ("grammar_compilations_waiting", "Grammars being compiled or waiting for it."),
 }
 _COUNTERS = {
     "steps": ("iterations", "Steps of the engine."),
@@ -159,4 +222,8 @@ _COUNTERS = {
     "blocks_evicted": ("kv_blocks_evicted", "Cached KV blocks that gave way to new ones."),
     "prefix_queried_tokens": ("prefix_cache_queries", "Tokens looked up in the prefix cache."),
     "prefix_hit_tokens": ("prefix_cache_hits", "Tokens found in the prefix cache."),
+    "grammar_hits": ("grammar_hits", "Grammars asked for that were there."),
+    "grammar_misses": ("grammar_misses", "Grammars asked for that had to be compiled."),
+    "grammar_refused": ("grammar_refused", "Of these, what did not compile."),
+    "engine_deaths": ("engine_deaths", "Processes of an isolated engine that died and were replaced."),
 }

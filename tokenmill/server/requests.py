@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenmill.server.answers import json_response
-from tokenmill.server.context import Context
+from tokenmill.server.context import Context, Ticket
 from tokenmill.server.errors import HttpError
 
-_PREFIXES = ("chatcmpl-", "cmpl-")
+_PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
 
 
 async def explain_request(context: Context, request: Request) -> Response:
@@ -25,15 +25,21 @@ async def explain_request(context: Context, request: Request) -> Response:
     for prefix in _PREFIXES:
         if given.startswith(prefix):
             name = "req_" + given.removeprefix(prefix)
-    account = context.service.explain(name)
-    if account is None:
+    account = await context.service.explain(name)
+    if account is None or not _may_see(context, request.state.ticket, name, account):
         raise HttpError(404, f"No request '{given[:64]}' is known; it may be too old.", code="request_not_found")
-    others = _others(context, name)
+    others = await _others(context, name)
     return json_response({**account, "prompts": others} if others else account)
 
 
-def _others(context: Context, name: str) -> list[dict[str, Any]]:
+def _may_see(context: Context, ticket: Ticket, name: str, account: dict[str, Any]) -> bool:
+    """Its own tenant and administrators; to all others it does not exist."""
+    owner = account.get("tenant") or context.admission.tenant_of(name)
+    return ticket.access.admin or owner == ticket.access.tenant
+
+
+async def _others(context: Context, name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    while (account := context.service.explain(f"{name}.{len(found) + 1}")) is not None:
+    while (account := await context.service.explain(f"{name}.{len(found) + 1}")) is not None:
         found.append(account)
     return found

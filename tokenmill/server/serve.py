@@ -25,8 +25,14 @@ import uvicorn
 from tokenmill.core.errors import SetupError
 from tokenmill.engine.service import Service
 from tokenmill.server.app import create_app
+from tokenmill.server.connection import connections_of
 from tokenmill.server.guard import Guard
+from tokenmill.server.observe.tracing import check_tracing
 from tokenmill.server.settings import ServerSettings
+from tokenmill.server.store import Store
+from tokenmill.server.tls import CHECK_PERIOD_S, HANDSHAKE_TIMEOUT_S, certificate_of
+
+log = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_CUT_OFF = 1
@@ -40,20 +46,31 @@ FLUSH_S = 3
 SEND_BUFFER_BYTES = 256 * 1024
 """Of the kernel, per connection: with the transport's own, what a client that does not read can hold."""
 BACKLOG = 2048
+ACCEPTS_AT_ONCE = 4
+"""Asyncio tries so often in a row to accept, and takes this for the backlog too. Without descriptors left each try
+fails, is logged and made again a second later: with thousands the server would do nothing else."""
 KEEP_ALIVE_S = 75
 LIVENESS_CHECK_S = 1.0
+LAST_FRAMES_S = 0.2
+"""After the engine's end: how long the error frames may take to be written."""
 
 
-_CUT_ON_PURPOSE = "ASGI callable returned without completing response."
-"""Uvicorn's word for a stream that failed and was cut so that no client takes it for whole (see ``sse``)."""
+_NOT_LOGGED = (
+    "ASGI callable returned without completing response.",  # a stream that failed and was cut (see ``sse``)
+    "Invalid HTTP request received.",  # anybody can send one, as fast as the log can be written
+)
 
 
 def bind(settings: ServerSettings) -> socket.socket:
     """Take the address, before anything slow is begun.
 
     Raises:
-        SetupError: it is taken, not allowed, or not of this machine.
+        SetupError: it is taken, not allowed, or not of this machine; or the files for TLS or the
+            folder of the store are no good, or tracing is asked for and not installed.
     """
+    certificate_of(settings)
+    check_tracing(settings.otlp)
+    Store(settings.store_dir).close()  # opened for good by ``create_app``
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -94,8 +111,11 @@ class Server(uvicorn.Server):
     """Uvicorn, with a drain before its shutdown."""
 
     def __init__(self, app: Guard, sock: socket.socket, on_ready: Callable[[str], None]) -> None:
+        self._protocol = connections_of(app.context)
+        self._certificate = certificate_of(app.context.settings)
         config = uvicorn.Config(
             app,
+            http=self._protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -107,7 +127,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=FLUSH_S,
         )
         super().__init__(config)
-        logging.getLogger("uvicorn.error").addFilter(_unless_cut_on_purpose)
+        logging.getLogger("uvicorn.error").addFilter(_worth_logging)
         self.exit_code = EXIT_OK
         self._context = app.context
         self._context.cut = self._cut
@@ -120,10 +140,15 @@ class Server(uvicorn.Server):
         """Serve; the process's exit code."""
         self._loop = asyncio.get_running_loop()
         watch = asyncio.create_task(self._watch_engine())
+        renew = asyncio.create_task(self._watch_certificate())
         try:
+            await self._context.batches.start()
             await self.serve(sockets=[self._socket])
         finally:
+            await self._context.batches.stop()
+            await self._context.responses.close()
             watch.cancel()
+            renew.cancel()
             if self._draining is not None:
                 self._draining.cancel()
             self._loop = None
@@ -131,11 +156,23 @@ class Server(uvicorn.Server):
         return self.exit_code
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's for a given socket, with a deadline for the handshake of TLS."""
+        loop, certificate = asyncio.get_running_loop(), self._certificate
+
+        def connection() -> asyncio.Protocol:
+            return self._protocol(self.config, self.server_state, {})
+
+        options: dict[str, Any] = {}
+        if certificate is not None:
+            options = {"ssl": certificate.context, "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S}
+
         try:
-            await super().startup(sockets)
+            self.servers = [await loop.create_server(connection, sock=self._socket, backlog=ACCEPTS_AT_ONCE, **options)]
+            self._socket.listen(BACKLOG)
         except OSError as error:  # another process began to listen between bind and now
             raise SetupError(_bind_message(self._context.settings, error)) from error
-        self._on_ready(address_of(self._socket))
+        self.started = True
+        self._on_ready(address_of(self._socket, tls=certificate is not None))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came: drain; at the second one, end at once. May be called from any thread."""
@@ -153,16 +190,26 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
     async def _drain(self) -> None:
+        await self._context.batches.stop()  # what they had in flight is run again by the next process
         if not await self._context.service.drain(self._context.settings.drain_timeout_s):
             self.exit_code = EXIT_CUT_OFF
         self.should_exit = True
 
     async def _watch_engine(self) -> None:
-        """A dead engine ends the process: whoever supervises it starts a new one. A slow one may yet come back."""
+        """A dead or stuck engine ends the process, once everybody who waits has been told: whoever supervises it
+        starts a new one. A slow one may yet come back."""
         while not self._context.service.failed:
             await asyncio.sleep(LIVENESS_CHECK_S)
+        log.critical("the engine is %s: the process ends", self._context.service.condition.state)
+        self._context.service.abandon()
+        await asyncio.sleep(LAST_FRAMES_S)
         self.exit_code = EXIT_ENGINE_DIED
         self._context.draining = self.should_exit = True
+
+    async def _watch_certificate(self) -> None:
+        while self._certificate is not None:
+            await asyncio.sleep(CHECK_PERIOD_S)
+            self._certificate.renew()
 
     def _connections(self) -> list[Any]:
         """Uvicorn's protocol objects: each has its transport, and the scope of its latest request."""
@@ -174,10 +221,11 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
 
 
-def address_of(sock: socket.socket) -> str:
+def address_of(sock: socket.socket, *, tls: bool = False) -> str:
     """``http://host:port`` of a bound socket."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _bind_message(settings: ServerSettings, error: OSError) -> str:
@@ -191,5 +239,5 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _unless_cut_on_purpose(record: logging.LogRecord) -> bool:
-    return record.msg != _CUT_ON_PURPOSE
+def _worth_logging(record: logging.LogRecord) -> bool:
+    return record.msg not in _NOT_LOGGED

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 
@@ -28,6 +29,7 @@ from tokenmill.server import jsonio
 from tokenmill.server.context import Context
 from tokenmill.server.errors import problem_of
 from tokenmill.server.generate import AbortCause, cancel, gone
+from tokenmill.server.protocol.base import ErrorBody
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 LOOKS = 4
 """How many times the shortest of a stream's periods is looked at: a period may be this fraction too long."""
+PADDED_BYTES = 256
+"""An increment of some 170 bytes of text is padded to this; longer ones to a multiple."""
 _START: Message = {
     "type": "http.response.start",
     "status": 200,
@@ -51,6 +55,17 @@ def frame(value: object) -> bytes:
     return b"data: " + jsonio.dumps(value) + b"\n\n"
 
 
+def obfuscation(part: object) -> str:
+    """Random characters that fill ``part``, as JSON, up to a multiple of ``PADDED_BYTES``.
+
+    Whoever sees encrypted packets sees their sizes, and the lengths of a text's tokens often tell the text (Weiss et
+    al., "What Was Your Prompt? A Remote Keylogging Attack on AI Assistants", 2024). ``part`` is what differs from one
+    increment to the next; all that fit one multiple are of one size.
+    """
+    num_chars = -len(jsonio.dumps(part)) % PADDED_BYTES
+    return secrets.token_urlsafe(num_chars)[:num_chars]
+
+
 class EventStream(Response):
     """Sends ``frames`` to the end. ``close`` is called once however it ends, with the cause if it ended early."""
 
@@ -60,13 +75,16 @@ class EventStream(Response):
         request_id: str,
         frames: AsyncGenerator[bytes, None],
         close: Callable[[AbortCause], None],
+        error_frame: Callable[[ErrorBody], bytes] = frame,
     ) -> None:
+        """``error_frame`` makes the last frame of a stream that failed."""
         self.status_code = 200
         self.background = None
         self._context = context
         self._request_id = request_id
         self._frames = frames
         self._close = close
+        self._error_frame = error_frame
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         line = _Line(send)
@@ -96,7 +114,7 @@ class EventStream(Response):
                 raise
             if not isinstance(error, TokenmillError):
                 log.exception("request %s failed", self._request_id)
-            await line.write(frame(problem_of(error, self._request_id).body))
+            await line.write(self._error_frame(problem_of(error, self._request_id).body))
             return  # without the closing chunk: the connection is cut
         await line.finish()
 
@@ -134,13 +152,17 @@ class _Line:
         """The last beginning or end of a write."""
 
     async def write(self, data: bytes) -> None:
-        if not self.started:
-            self.started = True
-            await self._put(_START)
+        await self._begin()
         await self._put({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self) -> None:
+        await self._begin()  # there may have been nothing to say
         await self._put({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self) -> None:
+        if not self.started:
+            self.started = True
+            await self._put(_START)
 
     async def _put(self, message: Message) -> None:
         self.writing, self.last_s = True, time.monotonic()

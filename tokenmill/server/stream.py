@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tokenmill.engine.service import Output
 from tokenmill.server.generate import Generation
-from tokenmill.server.sse import DONE, frame
+from tokenmill.server.sse import DONE, frame, obfuscation
 
 Choice = Mapping[str, Any]
 
@@ -30,7 +30,12 @@ class ChunkChoices(Protocol):
 
 
 async def stream_frames(
-    generation: Generation, make: ChunkChoices, base: Mapping[str, Any], *, include_usage: bool
+    generation: Generation,
+    make: ChunkChoices,
+    base: Mapping[str, Any],
+    *,
+    include_usage: bool,
+    include_obfuscation: bool = False,
 ) -> AsyncGenerator[bytes, None]:
     """The events of a streamed answer. ``base`` is what all its chunks have in common."""
     if include_usage:
@@ -40,7 +45,8 @@ async def stream_frames(
     async with aclosing(generation.outputs()) as outputs:
         async for prompt, output in outputs:
             for choice in make.increments(prompt, output):
-                yield frame({**base, "choices": [choice]})
+                padding = {"obfuscation": obfuscation(choice)} if include_obfuscation else {}
+                yield frame({**base, "choices": [choice], **padding})
             if output.finish_reason is None:
                 continue
             num_open -= 1

@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``POST /detokenize``: the model's tokens, without generating."""
+"""``POST /tokenize``, ``POST /detokenize``, ``GET /tokenizer_info``: the model's tokens, without generating."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from starlette.responses import Response
 
 from tokenmill.core.errors import InvalidRequest
 from tokenmill.server.answers import json_response
-from tokenmill.server.chat import encode_messages
+from tokenmill.server.chat_prompt import encode_messages
 from tokenmill.server.context import Context
 from tokenmill.server.protocol.others import (
     DetokenizeAnswer,
     DetokenizeRequest,
     TokenizeAnswer,
     TokenizeRequest,
+    TokenizerInfo,
 )
+from tokenmill.server.turn import ToolWishes, turn_of
 
 
 async def tokenize(context: Context, request: Request, body: TokenizeRequest) -> Response:
@@ -22,7 +24,8 @@ async def tokenize(context: Context, request: Request, body: TokenizeRequest) ->
     context.check_model(body.model)
     codec = context.service.codec
     if body.messages is not None:
-        ids = await encode_messages(context, body.messages, add_generation_prompt=body.add_generation_prompt)
+        turn = turn_of(context, ToolWishes())
+        ids = await encode_messages(context, body.messages, turn, add_generation_prompt=body.add_generation_prompt)
     else:
         text = body.prompt or ""
         special = body.add_special_tokens
@@ -50,4 +53,20 @@ async def detokenize(context: Context, request: Request, body: DetokenizeRequest
     codec = context.service.codec
     text = await context.off_loop(4 * len(body.tokens), lambda: codec.decode(body.tokens, skip_special_tokens=False))
     answer: DetokenizeAnswer = {"prompt": text}
+    return json_response(answer)
+
+
+async def tokenizer_info(context: Context, request: Request) -> Response:
+    """Names of special tokens and the chat template, under vLLM's address: lm-evaluation-harness looks here."""
+    codec, service = context.service.codec, context.service
+    answer: TokenizerInfo = {
+        "tokenizer_class": "tokenmill",
+        "model_max_length": service.max_context,
+        "vocab_size": service.vocab_size,
+        "bos_token": codec.roles.get("bos_token"),
+        "eos_token": codec.roles.get("eos_token"),
+        "pad_token": codec.roles.get("pad_token"),
+        "unk_token": codec.roles.get("unk_token"),
+        "chat_template": codec.chat_template(with_tools=False) or None,
+    }
     return json_response(answer)

@@ -16,11 +16,14 @@ without knowing the tokens in flight. Standard library only.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tokenmill.core.errors import NotSupported
 from tokenmill.core.params import SamplingParams
+from tokenmill.core.pooling import Pooling
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
 
 _MASK = 2**64 - 1
@@ -55,6 +58,7 @@ class _Sequence:
     seed: int
     stop_token_ids: tuple[int, ...]
     block_ids: list[int]
+    pooling: Pooling | None
     num_computed: int | None = None
     """None until its first row, which may start after a cached prefix."""
     failed: bool = False
@@ -64,7 +68,9 @@ class _Sequence:
         chain: list[int] = []
         extend_chain(chain, new.token_ids)
         stops = tuple(sorted(new.stop_token_ids))
-        return cls(list(new.token_ids), chain, new.prompt_len, new.params, new.seed, stops, list(new.block_ids))
+        return cls(
+            list(new.token_ids), chain, new.prompt_len, new.params, new.seed, stops, list(new.block_ids), new.pooling
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +94,7 @@ class _Outcome:
     logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[int, tuple[TokenLogprobs, ...]]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    embeddings: dict[int, bytes] = field(default_factory=dict)
 
 
 class FakeExecutor:
@@ -95,6 +102,7 @@ class FakeExecutor:
 
     Args:
         num_blocks, block_size: the KV pool that plans refer to.
+        hidden_size: numbers of an embedding before it is cut.
         vocab_size: tokens drawn lie in ``0 … vocab_size - 1``.
         seconds: a step's virtual time; becomes ``StepResult.seconds``.
         stop_probability: how often the lowest of a sequence's stop tokens is drawn (otherwise none of them is).
@@ -108,6 +116,7 @@ class FakeExecutor:
         block_size: int,
         *,
         vocab_size: int = 1000,
+        hidden_size: int = 8,
         seconds: Callable[[StepPlan], float] = simple_seconds,
         stop_probability: float = 0.0,
         fail: Callable[[int, int], str | None] | None = None,
@@ -116,6 +125,7 @@ class FakeExecutor:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
         self.stop_probability = stop_probability
         self.started = False
         self.closed = False
@@ -170,6 +180,15 @@ class FakeExecutor:
             extend_chain(chain, drawn[-1:])
         return tuple(drawn)
 
+    def expected_embedding(self, prompt_token_ids: Iterable[int], pooling: Pooling) -> bytes:
+        """The embedding that any right schedule gives: numbers made of the prompt's history and nothing else."""
+        chain: list[int] = []
+        extend_chain(chain, prompt_token_ids)
+        root = chain[-1] if pooling.kind == "last" else _mix(sum(chain) & _MASK)
+        numbers = [_mix(root + 1 + i) / 2**63 - 1.0 for i in range(self.hidden_size)][: pooling.dimensions]
+        length = math.hypot(*numbers) if pooling.normalize else 1.0
+        return struct.pack(f"<{len(numbers)}f", *(number / length for number in numbers))
+
     # --- one step -----------------------------------------------------------------------------------
 
     def run_next(self) -> None:
@@ -205,6 +224,7 @@ class FakeExecutor:
             outcome.logprobs,
             outcome.prompt_logprobs,
             outcome.errors,
+            embeddings=outcome.embeddings,
             seconds=self._seconds(plan),
         )
 
@@ -250,6 +270,8 @@ class FakeExecutor:
         _require(start + count <= known, plan, f"{where}: only {known} tokens are known")
         if seq.num_computed is not None:
             _require(start == seq.num_computed, plan, f"{where}: {seq.num_computed} are computed")
+        elif seq.pooling is not None and seq.pooling.kind == "mean":
+            _require(start == 0, plan, f"{where}: a mean over the prompt skips its beginning")
         _require(start + count <= len(seq.block_ids) * self.block_size, plan, f"{where}: no block for its end")
         for position in range(start, start + count):
             index, offset = divmod(position, self.block_size)
@@ -289,6 +311,11 @@ class FakeExecutor:
         if error is not None:
             seq.failed = True
             outcome.errors[seq_id] = error
+            return
+        if seq.pooling is not None:
+            outcome.seq_ids.append(seq_id)
+            outcome.token_ids.append(())
+            outcome.embeddings[seq_id] = self.expected_embedding(seq.token_ids, seq.pooling)
             return
         may_stop = end - seq.prompt_len >= seq.params.min_tokens
         token_id = self._draw(seq.chain[-1], seq.seed, seq.stop_token_ids, may_stop=may_stop)

@@ -8,6 +8,8 @@ from tokenmill.cli.app import LazyGroup
 
 MEASUREMENTS = {
     "serve": ("tokenmill.cli.bench.serve:serve", "Load on a running server, open or closed loop."),
+    "overload": ("tokenmill.cli.bench.overload:overload", "What a server does with far more than it can."),
+    "soak": ("tokenmill.cli.bench.soak:soak", "A server under load and chaos, and all that must hold."),
     "offline": ("tokenmill.cli.bench.offline:offline", "Tokens a second without a network, options side by side."),
     "scheduler": ("tokenmill.cli.bench.scheduler:scheduler", "Microseconds per step of the scheduler alone."),
     "peers": (
@@ -18,6 +20,7 @@ MEASUREMENTS = {
     "start": ("tokenmill.cli.bench.start:start", "From the command to the first token, stage by stage."),
     "step": ("tokenmill.cli.bench.step:step", "Where a decoding step's time goes, kernel by kernel."),
     "quality": ("tokenmill.cli.bench.quality:quality", "What each precision costs, against the reference."),
+    "grammar": ("tokenmill.cli.bench.grammar:grammar", "What structured output costs: compiling, and masks."),
     "kv-waste": ("tokenmill.cli.bench.kv_waste:kv_waste", "KV memory that holds nothing, on a trace of lengths."),
 }
 

@@ -134,6 +134,7 @@ def _print_run(result: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     print("KV blocks in use afterwards:", "not told by the server" if held is None else f"{held:g}")
     if "metrics" in run:
         _print_metrics(run["metrics"])
+        _print_agreement(run["agreement"])
     print()
 
 
@@ -195,6 +196,16 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
     for name, after in metrics["after"].items():
         rows.append((name, f"{metrics['before'].get(name, 0.0):g}", f"{after:g}"))
     print_table(rows, right=(1, 2))
+
+
+def _print_agreement(found: Mapping[str, Any] | None) -> None:
+    if found is None:
+        return
+    print("\nthe server's own figures over this client's")
+    rows: list[tuple[object, ...]] = [("", "client", "server", "ratio")]
+    for name, each in found.items():
+        rows.append((name, f"{each['client']:.6g}", f"{each['server']:.6g}", f"{each['ratio']:.4f}"))
+    print_table(rows, right=(1, 2, 3))
 
 
 def _print_sweep(runs: list[Mapping[str, Any]]) -> None:

@@ -68,7 +68,9 @@ def build(isa: Isa, on_start: Callable[[], None] | None = None) -> Path:
                     on_start()
                 _compile(compiler, isa, library)
     except OSError as error:
-        raise NoCompiler(f"the CPU kernels cannot be built: {error}") from error
+        raise NoCompiler(
+            f"the CPU kernels cannot be built: {error}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
     return library
 
 

@@ -34,6 +34,15 @@ from tokenmill.engine.service import Usage
 MAX_INT = 2**31 - 1
 MAX_STOP_TOKEN_IDS = 1024
 MAX_ALLOWED_TOKEN_IDS = 2**17
+MAX_CHOICES = 4096
+FORM_FIELDS = (
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
 
 
 class Wire(BaseModel):
@@ -110,8 +119,8 @@ Metadata = Annotated[
 class StreamOptions(Wire):
     include_usage: bool = False
     """Send one more chunk at the end, without choices, that holds the usage."""
-    include_obfuscation: Literal[False] = False
-    """Padding against side channels is not built."""
+    include_obfuscation: bool = False
+    """Pad every increment, so that the size of what is sent does not tell the length of a token."""
 
 
 class CacheWishes(Wire):
@@ -125,7 +134,51 @@ class CacheWishes(Wire):
     """Evict them only when nothing else is left."""
 
 
-class GenerationRequest(Wire):
+Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES), at_most(MAX_CHOICES)]
+
+
+class StructuredOutputs(Wire):
+    """The form of an answer with vLLM's names: exactly one of these."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    """A JSON schema, as an object or as text."""
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    """Lark, or GBNF (where it holds ``::=``)."""
+    json_object: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StructuredOutputs:
+        if len(self.model_fields_set) != 1:
+            raise InvalidRequest(
+                "structured_outputs needs exactly one of json, regex, choice, grammar and json_object",
+                param="structured_outputs",
+            )
+        return self
+
+    @property
+    def only(self) -> tuple[str, Any]:
+        """The one that is given, with its name."""
+        (name,) = self.model_fields_set
+        return name.rstrip("_"), getattr(self, name)
+
+
+class EngineRequest(Wire):
+    """What every request to the engine may say of its place in the queue and in the cache: extensions all."""
+
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
+    """Smaller runs earlier, where the server's policy looks at it."""
+    timeout_s: Annotated[float, Field(gt=0, le=86400)] | None = None
+    """Fail with 504 when the answer is not complete after this long."""
+    tenant: Salt = "default"
+    """Whose request it is: fair share is between tenants, and cached prompts are shared only within one."""
+    cache_salt: Salt | None = None
+    """Cached prompts are shared only within one salt."""
+    cache: CacheWishes = CacheWishes()
+
+
+class GenerationRequest(EngineRequest):
     """The fields of chat and completions alike; those after ``user`` are extensions with vLLM's names."""
 
     model: Annotated[str, Field(max_length=512)]
@@ -168,15 +221,12 @@ class GenerationRequest(Wire):
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
-    """Smaller runs earlier, where the server's policy looks at it."""
-    timeout_s: Annotated[float, Field(gt=0, le=86400)] | None = None
-    """Fail with 504 when the answer is not complete after this long."""
-    tenant: Salt = "default"
-    """Whose request it is: fair share is between tenants, and cached prompts are shared only within one."""
-    cache_salt: Salt | None = None
-    """Cached prompts are shared only within one salt."""
-    cache: CacheWishes = CacheWishes()
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer must look like."""
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
 
     @model_validator(mode="after")
     def _stream_rules(self) -> GenerationRequest:
@@ -186,9 +236,35 @@ class GenerationRequest(Wire):
             raise InvalidRequest("prompt_logprobs is not for stream: true", param="prompt_logprobs")
         return self
 
+    @model_validator(mode="after")
+    def _one_form(self) -> GenerationRequest:
+        if len(self.forms) > 1:
+            first, second, *_ = self.forms
+            raise InvalidRequest(f"'{first}' and '{second}' exclude each other: give one of them", param=second)
+        if self.forms and self.ignore_eos:
+            raise InvalidRequest(
+                f"ignore_eos goes on after the answer's end, where '{next(iter(self.forms))}' allows nothing",
+                param="ignore_eos",
+            )
+        return self
+
+    @property
+    def forms(self) -> dict[str, Any]:
+        """The fields given that say what the answer must look like (``server/structured.py`` reads them)."""
+        given = {name: getattr(self, name, None) for name in FORM_FIELDS}
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and not (name == "response_format" and value.type == "text")
+        }
+
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def include_obfuscation(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_obfuscation
 
     def sampling_params(
         self,
@@ -247,11 +323,18 @@ class PromptTokensDetails(TypedDict):
     """Prompt tokens that were not computed, since the prefix cache held them."""
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+    """Generated tokens that are the model's reasoning, its markers included."""
+
+
 class UsageBody(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
+    """Of models that reason before they answer."""
 
 
 class TimingBody(TypedDict):

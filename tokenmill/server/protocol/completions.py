@@ -12,6 +12,7 @@ from tokenmill.core.params import MAX_BEST_OF, SamplingParams
 from tokenmill.core.request import FinishReason
 from tokenmill.server.protocol.base import MAX_INT, Answer, GenerationRequest, PromptLogprobs
 from tokenmill.server.protocol.chat import not_supported
+from tokenmill.server.protocol.tools import ResponseFormat, check_format
 
 MAX_PROMPTS = 1024
 DEFAULT_MAX_TOKENS = 16
@@ -28,7 +29,12 @@ _PROMPT_SCHEMA: dict[str, Any] = {
 
 
 def read_prompts(value: Any) -> list[str | list[int]]:
-    """Bring the four forms of a prompt to one: a list whose items are texts or token ids, in order."""
+    """The prompts of a completion."""
+    return texts_or_ids(value, MAX_PROMPTS)
+
+
+def texts_or_ids(value: Any, limit: int) -> list[str | list[int]]:
+    """Bring the four forms of a prompt to one: a list of at most ``limit`` texts or arrays of token ids, in order."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
@@ -37,8 +43,8 @@ def read_prompts(value: Any) -> list[str | list[int]]:
         raise ValueError("it must not be empty")
     if type(value[0]) is int:
         return [_token_ids(value)]
-    if len(value) > MAX_PROMPTS:
-        raise ValueError(f"it holds {len(value)} prompts; at most {MAX_PROMPTS}")
+    if len(value) > limit:
+        raise ValueError(f"it holds {len(value)} entries; at most {limit}")
     if all(isinstance(item, str) for item in value):
         return list(value)
     return [_token_ids(item) for item in value]
@@ -65,6 +71,8 @@ class CompletionRequest(GenerationRequest):
     echo: bool = False
     """Begin the answer with the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    response_format: ResponseFormat | None = None
+    """Extension: as in chat."""
     suffix: str | None = None
     """Refused: the models served here do not fill in the middle."""
 
@@ -72,6 +80,8 @@ class CompletionRequest(GenerationRequest):
     def _cross_checks(self) -> CompletionRequest:
         if self.stream and (self.best_of or 1) > 1:
             raise InvalidRequest("best_of above 1 cannot be streamed", param="best_of")
+        if self.response_format is not None:
+            check_format(self.response_format)
         if self.suffix is not None:
             raise not_supported("suffix")
         return self
@@ -112,3 +122,5 @@ class CompletionChoice(TypedDict):
 class CompletionAnswer(Answer):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
+    obfuscation: NotRequired[str]
+    """In the chunks of a stream that is padded."""

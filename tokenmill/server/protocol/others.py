@@ -54,6 +54,19 @@ class DetokenizeAnswer(TypedDict):
     prompt: str
 
 
+class TokenizerInfo(TypedDict):
+    """What a client needs to prepare prompts as the server would."""
+
+    tokenizer_class: str
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 class Model(TypedDict):
     id: str
     object: Literal["model"]
@@ -69,6 +82,13 @@ class ModelList(TypedDict):
 
 class Health(TypedDict):
     status: Literal["ok", "unavailable", "draining"]
+    """``ok`` with 200; the others with 503."""
+    state: Literal["starting", "ready", "slow", "draining", "restarting", "stuck", "dead"]
+    """What the engine is, judged by its progress."""
+    since: float
+    """Unix time since when it is that."""
+    why: str | None
+    """What keeps it from ``ready``."""
 
 
 class Index(TypedDict):
