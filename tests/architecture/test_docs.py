@@ -17,10 +17,10 @@ MISSION_ROWS = {
     "D": 10, "E": 15, "K": 5, "Q": 6, "S": 3, "V": 7, "C": 5, "P": 8,
 }  # fmt: skip
 RELIABILITY_CASES = {
-    "BI": range(1, 26), "HT": (3, 6, 7, 8), "OV": range(1, 13), "SE": range(1, 27), "FA": range(1, 7),
-    "ST": (1, 2, 3, 4, 5, 6, 8), "CC": (1, 2, 3, 4, 9, 14, 16, 17, 18),
-    "NU": (5, 6, 7), "AC": (2, 3, 4, 6, 10, 11, 12), "FT": (11, 12, 13, 14, 23, 26), "MF": (1, 2, 6, 7, 9), "SK": (4,),
-}  # fmt: skip
+    **{"BI": range(1, 28), "HT": range(1, 11), "OV": range(1, 13), "ST": range(1, 10), "FT": range(1, 29)},
+    **{"CC": range(1, 19), "NU": range(1, 10), "SE": range(1, 27), "MF": range(1, 11), "AC": range(1, 16)},
+    **{"FA": range(1, 7), "SK": (1, 4, 5, 7, 8)},
+}
 
 
 def page(name: str) -> str:
