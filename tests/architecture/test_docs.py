@@ -17,10 +17,10 @@ MISSION_ROWS = {
     "D": 10, "E": 15, "K": 5, "Q": 6, "S": 3, "V": 7, "C": 5, "P": 8,
 }  # fmt: skip
 RELIABILITY_CASES = {
-    **{"BI": range(1, 28), "HT": range(1, 11), "OV": range(1, 13), "ST": range(1, 10), "FT": range(1, 29)},
-    **{"CC": range(1, 19), "NU": range(1, 10), "SE": range(1, 27), "MF": range(1, 11), "AC": range(1, 16)},
-    **{"FA": range(1, 7), "SK": (1, 4, 5, 7, 8)},
-}
+    "BI": range(1, 28), "HT": range(1, 11), "OV": range(1, 13), "ST": range(1, 10), "FT": range(1, 29),
+    "CC": range(1, 19), "NU": range(1, 10), "SE": range(1, 27), "MF": range(1, 11), "AC": range(1, 16),
+    "FA": range(1, 7), "SK": (1, 2, 4, 5, 6, 7, 8),
+}  # fmt: skip
 
 
 def page(name: str) -> str:

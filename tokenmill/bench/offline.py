@@ -35,7 +35,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tokenmill import __version__
-from tokenmill.bench.foresee import compare, foresee
+from tokenmill.bench.foresee import AT_ONCE, compare, foresee
 from tokenmill.bench.load import scale_to_context
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import ConfigError, TokenmillError
@@ -198,7 +198,9 @@ class _Worker:
             if turn["ceilings"] is None:
                 return None
             lengths = [(r["input_tokens"], r["output_tokens"]) for r in turn["requests"]]
-            ratios.append(compare(_figures(turn), foresee(self.ready["about"], config, lengths, turn["ceilings"])))
+            foreseen = foresee(self.ready["about"], config, lengths, turn["ceilings"])
+            at_once = len(lengths) <= AT_ONCE * config.scheduler.max_seqs
+            ratios.append(compare(_figures(turn), foreseen, at_once=at_once))
         names = [name for name in ratios[0] if all(name in each for each in ratios)]
         return {
             "measured_to_foreseen": {name: statistics.median(each[name] for each in ratios) for name in names},
