@@ -371,7 +371,7 @@ def test_ht10_twenty_thousand_connections() -> None:
                 waits.append(time.monotonic() - started_s)
         for sock in open_now:
             stack.callback(sock.close)
-        assert sorted(waits)[len(waits) // 2] < 1
+        assert sorted(waits)[len(waits) // 2] < 3  # behind as many as wait to be accepted
         small = {"model": MODEL, "prompt": "a", "max_tokens": 2}
         assert httpx.post(f"{url}/v1/completions", json=small, timeout=30).status_code == 200
         assert process.poll() is None

@@ -82,6 +82,9 @@ class _Entry:
     slot: Slot | None = None
     """None: given up, and the engine has yet to say so."""
     left_s: float = 0.0
+    entered_s: float = 0.0
+    foreseen_s: float = 0.0
+    """How long it was thought to wait."""
 
 
 class _Wish(NamedTuple):
@@ -187,7 +190,9 @@ class Admission:
         entries = [_entry(submission, limit, self.pace) for submission in submissions]
         num_choices = sum(entry.num_choices for entry in entries)
         tokens = sum(entry.prompt_tokens + entry.num_choices * entry.answer_tokens for entry in entries)
-        self._check(_Wish(first.tenant, first.weight, background, num_choices, tokens, first.timeout_s))
+        wish = _Wish(first.tenant, first.weight, background, num_choices, tokens, first.timeout_s)
+        self._check(wish)
+        foreseen_s = 0.0 if background else self._wait_s(wish)
         reservation = None
         if not background:
             reserved = sum(_reserved(submission, limit) for submission in submissions)
@@ -197,6 +202,7 @@ class Admission:
             assert submission.request_id is not None, "the server names its requests"
             slot.request_ids.append(submission.request_id)
             entry.slot = slot
+            entry.entered_s, entry.foreseen_s = self._clock(), foreseen_s
             entry.queues = self._take_up(submission)
             self._entries[submission.request_id] = entry
             for queue in entry.queues:
@@ -323,6 +329,8 @@ class Admission:
         entry = self._entries.get(event.request_id)
         if entry is None or not entry.waiting:
             return
+        if entry.waiting == entry.num_choices:
+            self.pace.waited(self._clock() - entry.entered_s, entry.foreseen_s)
         entry.waiting -= 1
         self._running += not entry.background
         self._short_of_blocks = event.waited_for == "kv_blocks"

@@ -5,6 +5,9 @@ factor (wall time over step time, while there was work). A queue of ``P`` prompt
 needs at least ``O / rows`` steps, with as many rows as steps have had while others waited, and at least
 ``(P + O) / budget``. So it takes ``factor · (steps · a + (P + O) · b)``.
 
+What that leaves out (a machine that is wanted by others too, an event loop that is late) shows in how long requests
+really waited beside what was foreseen of them: the ratio's moving average corrects the next ones.
+
 How much will be generated nobody knows: as much as requests have generated on average, and never more than they may.
 """
 
@@ -17,6 +20,9 @@ KEEP = 0.95
 """Weight of the past per step or request in the moving averages."""
 FIRST_GUESS = 256.0
 """Tokens of an answer, before any has been seen."""
+SHORT_S = 0.05
+"""Waits foreseen to be shorter say nothing about the longer ones."""
+LEAST_LATE, MOST_LATE = 0.5, 4.0
 MIN_STEPS = 8
 """Before so many steps nothing is foreseen."""
 
@@ -39,6 +45,7 @@ class Pace:
         self._last_s: float | None = None
         self._answer_tokens: float | None = None
         self._fresh = 1.0
+        self._late = 1.0
 
     def step(self, events: StepEvents, now: float, *, crowded: bool) -> None:
         """A step has ended. ``crowded``: it held as many sequences as can be."""
@@ -63,6 +70,12 @@ class Pace:
         if record.prompt_tokens:
             self._fresh += (1 - KEEP) * (1.0 - record.cached_tokens / record.prompt_tokens - self._fresh)
 
+    def waited(self, actual_s: float, foreseen_s: float) -> None:
+        """A request has begun, of which ``foreseen_s`` had been foreseen."""
+        if foreseen_s > SHORT_S:
+            late = self._late * (max(actual_s, SHORT_S) / foreseen_s) ** (1 - KEEP)
+            self._late = min(max(late, LEAST_LATE), MOST_LATE)
+
     def expected_tokens(self, max_new_tokens: int) -> float:
         """What a choice that may have so many will generate."""
         return min(float(max_new_tokens), FIRST_GUESS if self._answer_tokens is None else self._answer_tokens)
@@ -74,4 +87,9 @@ class Pace:
         step_s, token_s = self._fit.line()
         tokens = self._fresh * prompt_tokens + answer_tokens
         num_steps = max(answer_tokens / max(1.0, self.rows), tokens / self._max_step_tokens)
-        return self._wall_s / self._step_s * max(0.0, num_steps * max(0.0, step_s) + tokens * max(0.0, token_s))
+        return (
+            self._late
+            * self._wall_s
+            / self._step_s
+            * max(0.0, num_steps * max(0.0, step_s) + tokens * max(0.0, token_s))
+        )

@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
+import time
 from collections.abc import Callable, MutableMapping
 from types import FrameType
 from typing import Any
@@ -46,9 +48,12 @@ FLUSH_S = 3
 SEND_BUFFER_BYTES = 256 * 1024
 """Of the kernel, per connection: with the transport's own, what a client that does not read can hold."""
 BACKLOG = 2048
-ACCEPTS_AT_ONCE = 4
-"""Asyncio tries so often in a row to accept, and takes this for the backlog too. Without descriptors left each try
-fails, is logged and made again a second later: with thousands the server would do nothing else."""
+ACCEPTS_AT_ONCE = 256
+"""Of one turn of the event loop. Few would bound the requests a second: under a flood a turn takes 30 ms, and whoever
+waits to be accepted is neither refused nor served."""
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EXHAUSTED_S = 0.5
+"""After a try that found no descriptor left, further ones wait for so long."""
 KEEP_ALIVE_S = 75
 LIVENESS_CHECK_S = 1.0
 LAST_FRAMES_S = 0.2
@@ -59,6 +64,28 @@ _NOT_LOGGED = (
     "ASGI callable returned without completing response.",  # a stream that failed and was cut (see ``sse``)
     "Invalid HTTP request received.",  # anybody can send one, as fast as the log can be written
 )
+
+
+class ListeningSocket(socket.socket):
+    """Says once that no descriptors are left, and then for a while that nobody is there.
+
+    Asyncio accepts in a row, logs each such failure and sets a timer for each: with hundreds the server would do
+    nothing else.
+    """
+
+    _exhausted_s = -math.inf
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            now = time.monotonic()
+            if now - self._exhausted_s < EXHAUSTED_S:
+                raise BlockingIOError(errno.EAGAIN, "no descriptors are left") from error
+            self._exhausted_s = now
+            raise
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -77,7 +104,7 @@ def bind(settings: ServerSettings) -> socket.socket:
         )[0]
         # By its name: asyncio turns Nagle's algorithm off only where the protocol says TCP. With it on, a token
         # that follows another waits for the client's acknowledgement, 40 ms.
-        sock = socket.socket(family, kind, protocol)
+        sock = ListeningSocket(family, kind, protocol)
     except OSError as error:
         raise SetupError(f"cannot listen on {settings.host}: {_reason(error)}") from error
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

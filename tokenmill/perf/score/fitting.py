@@ -92,9 +92,14 @@ def fit_files(
     return fit_cases(cases, _common_key(chosen))
 
 
-def fit_cases(cases: Sequence[Case], key: str) -> Fitted:
-    """The factors that these measurements make most probable, as effects of ``key``."""
-    theta = _fit(cases)
+def fit_cases(cases: Sequence[Case], key: str, prior: Sequence[tuple[float, float]] | None = None) -> Fitted:
+    """The factors that these measurements make most probable, as effects of ``key``.
+
+    Args:
+        prior: of each effect, in the order of ``NAMES``, mean and standard deviation before a row is seen; None: none
+            at all, within the usual widths.
+    """
+    theta = _fit(cases, prior or [(0.0, OWN_TRUST if name.startswith(("launch", "host")) else TRUST) for name in NAMES])
     effects = {name: {key: value} for name, value in zip(NAMES, theta, strict=True) if abs(value) >= 0.005}
     before, after = _errors(cases, [0.0] * len(NAMES)), _errors(cases, theta)
     rests = sorted(abs(math.log(case.seconds(theta) / case.measured_s)) for case in cases)
@@ -135,13 +140,12 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-def _fit(cases: Sequence[Case]) -> list[float]:
+def _fit(cases: Sequence[Case], prior: Sequence[tuple[float, float]]) -> list[float]:
     size = len(NAMES)
-    prior = [OWN_TRUST if name.startswith(("launch", "host")) else TRUST for name in NAMES]
-    theta = [0.0] * size
+    theta = [mean for mean, _ in prior]
     for _ in range(ROUNDS):
-        hessian = [[1 / prior[i] ** 2 if i == j else 0.0 for j in range(size)] for i in range(size)]
-        gradient = [-theta[i] / prior[i] ** 2 for i in range(size)]
+        hessian = [[1 / prior[i][1] ** 2 if i == j else 0.0 for j in range(size)] for i in range(size)]
+        gradient = [(mean - theta[i]) / width**2 for i, (mean, width) in enumerate(prior)]
         for case in cases:
             seconds, slopes = _slopes(case, theta)
             rest = math.log(case.measured_s / seconds)
