@@ -120,11 +120,6 @@ def model_class(shape: ModelShape) -> str:
 
 @cache
 def shipped_effects() -> Effects:
-    """What ships: fitted to kernel tables and published measurements, and to this engine's own steps on a CPU
-    (docs/explanation/roofline.md)."""
-    folder = resources.files("tokenmill.perf.calibration")
-    general, own = (
-        read_effects(folder.joinpath(name).read_text(encoding="utf-8"), f"the shipped {name}")
-        for name in ("effects.json", "own.json")
-    )
-    return general.and_(own)
+    """What ships: fitted to kernel tables and published measurements (docs/explanation/roofline.md)."""
+    text = resources.files("tokenmill.perf.calibration").joinpath("effects.json").read_text(encoding="utf-8")
+    return read_effects(text, "the shipped effects")

@@ -22,7 +22,7 @@ from tokenmill.perf.score.fitting import Case, Fitted, fit_cases
 from tokenmill.perf.terms import LAUNCH_S, NAMES
 
 ENGINE = "tokenmill"
-MEMORY_TRUST, COMPUTE_TRUST, LAUNCH_TRUST, HOST_TRUST = 0.15, 0.4, 0.7, 1.0
+MEMORY_TRUST, COMPUTE_TRUST, LAUNCH_TRUST, HOST_TRUST = 0.3, 0.4, 0.7, 0.7
 """Standard deviations of effects before a step is seen: memory's ceiling is measured beside each turn, …"""
 LEAST_SHARE = 0.002
 """Of a turn's seconds: rarer classes are noise."""
