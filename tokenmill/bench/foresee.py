@@ -1,7 +1,7 @@
 """What a turn of ``bench offline`` should have brought, by the cost model: the same prompts through the same scheduler.
 
-Its ceilings are what the machine was seen to do before and after that turn, and its factors those that ship (or that
-``tokenmill calibrate`` learnt from earlier results), never the turn's own: so the comparison can fail.
+Its ceilings are what the machine was seen to do before and after that turn, and its factors those that ship, never
+the turn's own: so the comparison can fail. (``tokenmill simulate --calibration`` takes what was learnt.)
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ ENGINE = "tokenmill"
 COMPARED = ("tpot_s",)
 WITH_QUEUE = ("ttft_s", "e2e_s")
 """These count from when the engine gets a prompt: the same for both only where it gets all of them at once."""
-AT_ONCE = 4
-"""Prompts that ``LLM`` hands on per place in the batch."""
 
 
 def foresee(

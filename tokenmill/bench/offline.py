@@ -35,7 +35,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tokenmill import __version__
-from tokenmill.bench.foresee import AT_ONCE, compare, foresee
+from tokenmill.bench.foresee import compare, foresee
 from tokenmill.bench.load import scale_to_context
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import ConfigError, TokenmillError
@@ -192,6 +192,8 @@ class _Worker:
 
     def _foreseen(self) -> dict[str, Any] | None:
         """What the cost model says of every turn, under that turn's ceilings: the median of measured over foreseen."""
+        from tokenmill.llm import QUEUE_PER_SEQUENCE
+
         config = EngineConfig.from_options(model=self.model, **self.options)
         ratios: list[dict[str, float]] = []
         for turn in self.turns:
@@ -199,7 +201,7 @@ class _Worker:
                 return None
             lengths = [(r["input_tokens"], r["output_tokens"]) for r in turn["requests"]]
             foreseen = foresee(self.ready["about"], config, lengths, turn["ceilings"])
-            at_once = len(lengths) <= AT_ONCE * config.scheduler.max_seqs
+            at_once = len(lengths) <= QUEUE_PER_SEQUENCE * config.scheduler.max_seqs
             ratios.append(compare(_figures(turn), foreseen, at_once=at_once))
         names = [name for name in ratios[0] if all(name in each for each in ratios)]
         return {

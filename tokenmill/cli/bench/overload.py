@@ -9,20 +9,12 @@ from typing import Any
 import click
 
 from tokenmill.cli.bench.report import finish
+from tokenmill.cli.bench.target import with_target
 from tokenmill.cli.output import note, print_table
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's address.")
-@click.option("--model", help="Which of its models; the first if not given.")
-@click.option("--api-key", envvar="TOKENMILL_API_KEY", help="Its key; or set TOKENMILL_API_KEY.")
-@click.option(
-    "--endpoint",
-    default="completions",
-    show_default=True,
-    type=click.Choice(("completions", "chat")),
-    help="Which of the server's interfaces is asked.",
-)
+@with_target
 @click.option("--clients", default=64, show_default=True, type=click.IntRange(1), help="Closed loop, for the capacity.")
 @click.option("--factor", default=5.0, show_default=True, help="How many times its capacity the server is sent.")
 @click.option("--seconds", default=20.0, show_default=True, help="Length of each run.")

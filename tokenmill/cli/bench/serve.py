@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tokenmill.cli.bench.report import finish
+from tokenmill.cli.bench.target import with_target
 from tokenmill.cli.output import counting, note, print_table
 
 FILE = click.Path(path_type=Path)
@@ -26,16 +27,7 @@ LAG_SHARE = 0.1
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's address.")
-@click.option("--model", help="Which of its models; the first if not given.")
-@click.option("--api-key", envvar="TOKENMILL_API_KEY", help="Its key; or set TOKENMILL_API_KEY.")
-@click.option(
-    "--endpoint",
-    default="completions",
-    show_default=True,
-    type=click.Choice(("completions", "chat")),
-    help="Which of the server's interfaces is asked.",
-)
+@with_target
 @click.option("--num-requests", default=100, show_default=True, type=click.IntRange(1), help="How many in all.")
 @click.option(
     "--rate", "rates", multiple=True, type=float, help="Open loop, requests a second; may be repeated. [all at once]"

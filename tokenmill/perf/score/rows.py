@@ -144,7 +144,7 @@ def read_rows(path: Path, first: int = 0) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
     except csv.Error as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: line {reader.line_num}: not CSV: {error}; a header and rows are wanted") from error
 
 
 def _row(path: Path, line: int, index: int, cells: dict[str, str]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ class Function:
 Functions = Mapping[str, Function]
 
 
-class Dialect:
+class Dialect(ABC):
     """How one family writes calls. The defaults are those of most."""
 
     name: str
@@ -59,13 +60,13 @@ class Dialect:
     arguments_as_text: bool = False
     """The template wants the arguments of earlier calls as JSON text and not as an object."""
 
+    @abstractmethod
     def read(self, reader: Reader, functions: Functions) -> Parse[None]:
         """Read an answer to its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, terms: Terms, function: Function) -> str:
         """In Lark: what a call begins with, up to its arguments."""
-        raise NotImplementedError
 
     def arguments(self, terms: Terms, function: Function) -> str:
         """In Lark: the arguments."""

@@ -17,7 +17,7 @@ from tokenmill.server.protocol.base import MAX_INT, GenerationRequest, Label, St
 from tokenmill.server.protocol.chat import MAX_PARTS, not_supported
 from tokenmill.server.protocol.files import Paging
 from tokenmill.server.protocol.response_body import ItemStatus
-from tokenmill.server.protocol.tools import MAX_TOOLS, FunctionDefinition, FunctionName, JsonSchemaFormat
+from tokenmill.server.protocol.tools import MAX_TOOLS, FunctionDefinition, FunctionName, JsonSchemaFormat, choice_kind
 
 MAX_ITEMS = 4096
 """Of one request, and of one conversation with the earlier responses that it continues."""
@@ -222,17 +222,11 @@ class AllowedNames(Wire):
     tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
 
 
-def _choice_kind(value: object) -> Literal["~mode", "~allowed", "~named"]:
-    if not isinstance(value, dict):
-        return "~mode"
-    return "~allowed" if value.get("type") == "allowed_tools" else "~named"
-
-
 ResponseToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("~mode")]
     | Annotated[NamedTool, Tag("~named")]
     | Annotated[AllowedNames, Tag("~allowed")],
-    Discriminator(_choice_kind),
+    Discriminator(choice_kind),
 ]
 
 

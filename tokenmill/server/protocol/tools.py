@@ -57,7 +57,7 @@ class AllowedToolChoice(Wire):
     allowed_tools: AllowedTools
 
 
-def _choice_kind(value: object) -> Literal["~named", "~allowed", "~mode"]:
+def choice_kind(value: object) -> Literal["~named", "~allowed", "~mode"]:
     if not isinstance(value, dict):
         return "~mode"
     return "~allowed" if value.get("type") == "allowed_tools" else "~named"
@@ -67,7 +67,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("~mode")]
     | Annotated[NamedToolChoice, Tag("~named")]
     | Annotated[AllowedToolChoice, Tag("~allowed")],
-    Discriminator(_choice_kind),
+    Discriminator(choice_kind),
 ]
 
 
