@@ -25,7 +25,7 @@ from tokenmill.core.errors import NumericalError, OutOfMemory, PoisonRequest
 from tokenmill.core.request import Progress, Request
 from tokenmill.engine.faults import Fault, armed
 from tokenmill.engine.kvcache import prefix
-from tokenmill.runtime.isolate import MAX_BARREN
+from tokenmill.runtime.bisection import MAX_BARREN
 from tokenmill.testing import checkpoints
 
 POISON = VOCAB - 1

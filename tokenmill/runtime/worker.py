@@ -10,7 +10,7 @@
 It decides nothing. Plans come strictly in order; tokens drawn are put into the table, so the next plan may
 build on them before anyone has told what they are. A row that fails (its logits are not finite, every token
 is banned) reports an error instead of a token; the other rows of the step never notice. Nor do they when a step
-raises: its rows are computed again in halves until the one at fault stands alone (``runtime/isolate.py``).
+raises: its rows are computed again in halves until the one at fault stands alone (``runtime/bisection.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
 from tokenmill.engine.contracts import Grammars
 from tokenmill.engine.faults import fire
-from tokenmill.runtime.isolate import Isolation, Outcome
+from tokenmill.runtime.bisection import Bisection, Outcome
 from tokenmill.runtime.poison import fresh_blocks
 from tokenmill.runtime.pooling import HIDDEN_ROWS, Pooled
 from tokenmill.runtime.pooling import NOT_FINITE as HIDDEN_NOT_FINITE
@@ -59,7 +59,7 @@ class Worker:
         self._poison = poison
         self._table = SequenceTable(model.config.vocab_size, grammars)
         self._sampler = Sampler()
-        self._isolation = Isolation()
+        self._bisection = Bisection()
         self._sampling_s = 0.0  # of the step being run
         if poison:
             model.poison(range(model.num_blocks))
@@ -93,7 +93,7 @@ class Worker:
             self.model.copy_blocks(plan.copies)
         rows = self._table.rows(plan)
         if rows:
-            self._isolation.run(self._compute, rows, outcome)
+            self._bisection.run(self._compute, rows, outcome)
         return StepResult(
             plan.step_id,
             tuple(outcome.seq_ids),

@@ -80,7 +80,7 @@ class Outcome:
 Compute = Callable[[list[Row], Outcome], None]
 
 
-class Isolation:
+class Bisection:
     """Computes the rows of steps so that one that raises ends alone."""
 
     def __init__(self) -> None:
