@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import resource
@@ -19,6 +20,7 @@ import pytest
 from tests.server.service import MODEL
 from tests.server.support import RawStream, Running, raw_request, running_server, server_process, wait_until
 from tokenmill.server.parser import MAX_FIELDS, MAX_HEAD_BYTES, MAX_REQUEST_LINE_BYTES, Parser
+from tokenmill.server.serve import ListeningSocket
 from tokenmill.server.settings import ServerSettings
 
 GET = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"
@@ -469,3 +471,19 @@ def test_st09_a_reset_ends_the_request(server: Running, stream: bool) -> None:
     raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     raw.close()
     server.wait_idle(5)
+
+
+def test_missing_descriptors_are_told_once_and_not_for_each_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asyncio tries hundreds of times in a row, and logs what is raised; that nobody is there it takes quietly."""
+
+    def exhausted(self: socket.socket) -> tuple[socket.socket, object]:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with ListeningSocket() as sock:
+        monkeypatch.setattr(socket.socket, "accept", exhausted)
+        with pytest.raises(OSError, match="too many open files") as told:
+            sock.accept()
+        assert told.value.errno == errno.EMFILE
+        for _ in range(3):
+            with pytest.raises(BlockingIOError):
+                sock.accept()

@@ -70,3 +70,18 @@ def test_idle_time_is_nobody_s() -> None:
         pace.step(step, 1e6 + 100 * number, crowded=True)
         pace.idle()
     assert pace.seconds(1000, 1000) == pytest.approx(before, rel=0.3)
+
+
+def test_waits_that_were_longer_than_foreseen_lengthen_the_next() -> None:
+    """The steps alone say a second; whoever began had waited two. One long wait alone changes little."""
+    pace = fed()
+    before = pace.seconds(0, 800)
+    assert before > 0
+    pace.waited(2 * before, before)
+    assert pace.seconds(0, 800) < 1.1 * before
+    for _ in range(200):
+        pace.waited(2 * before, pace.seconds(0, 800))
+    assert pace.seconds(0, 800) == pytest.approx(2 * before, rel=0.02)
+    for _ in range(200):
+        pace.waited(1e9, pace.seconds(0, 800))
+    assert pace.seconds(0, 800) == pytest.approx(4 * before)
