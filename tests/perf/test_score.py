@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from tokenmill.perf.score import (
     NO_CORRECTIONS,
     NotPredicted,
     Predictor,
+    Row,
     Scenario,
     points,
     read_rows,
@@ -26,6 +28,7 @@ from tokenmill.perf.score import (
     score_files,
     summary,
 )
+from tokenmill.perf.score.choices import choices, regrets
 from tokenmill.perf.score.predict import Corrections
 from tokenmill.perf.score.report import errors
 from tokenmill.perf.score.rows import COLUMNS
@@ -276,6 +279,39 @@ def test_a_file_is_scored(tmp_path: Path) -> None:
     assert 0 <= found["interval_coverage"] <= 1
     assert len(points(board)) == 3
     assert "NaN" not in json.dumps(found, allow_nan=False)
+
+
+class Judged(NamedTuple):
+    row: Row
+    value: float
+    group: str = "g"
+    model: str = "m"
+    device: str = "d"
+
+
+def judged(tmp_path: Path, predicted: float, **changes: str) -> Judged:
+    return Judged(next(iter(read_rows(write(tmp_path / "row.csv", SERVED | changes)))), predicted)
+
+
+def test_regret_of_choosing_by_prediction(tmp_path: Path) -> None:
+    """The picked option costs what it costs more than the best: in time, or in devices for one rate."""
+    times = [
+        judged(tmp_path, 11.0, value="10", tp="4"),
+        judged(tmp_path, 9.0, value="12", tp="2"),  # picked: predicted to be the best, measured 20 % worse
+        judged(tmp_path, 1.0, value="2", tp="8", n_devices="8"),  # more devices: another question
+    ]
+    (choice,) = choices(times)
+    assert (choice.regret, choice.blind) == (pytest.approx(0.2), pytest.approx(0.1))
+    rates = [
+        judged(tmp_path, 900.0, metric="output_throughput", unit="tok/s", value="1000", n_devices="1", tp="1"),
+        judged(tmp_path, 1600.0, metric="output_throughput", unit="tok/s", value="1500", n_devices="2", tp="2"),
+    ]
+    (choice,) = choices(rates)
+    assert choice.regret == pytest.approx(0), "900 a device are predicted against 800"
+    assert regrets([choice])["g"]["blind"] == pytest.approx(1 / 6, abs=1e-4), (
+        "half of the time a third too many devices"
+    )
+    assert not choices([rates[0], rates[0]]), "a repeated measurement is no choice"
 
 
 def test_rows_of_several_files_are_numbered_through(tmp_path: Path) -> None:

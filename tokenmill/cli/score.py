@@ -54,9 +54,21 @@ def _print(result: dict[str, Any]) -> None:
             shares = (f"{row[figure]:.1%}" for figure in ("median", "mean", "p90", "coverage"))
             rows.append((name, row["n"], *shares))
         print_table(rows, right=range(1, 6))
+    _print_choices(result["choices"])
     reasons: dict[str, int] = {}
     for refused in result["unsupported"]:
         reasons[refused["reason"]] = reasons.get(refused["reason"], 0) + 1
     for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
         print(f"\nnot predicted, {number} rows: {reason}", end="")
     print()
+
+
+def _print_choices(found: dict[str, dict[str, Any]]) -> None:
+    """Regret of choosing by prediction, where the rows answer one question with several options."""
+    if not found:
+        return
+    rows: list[tuple[object, ...]] = [("choosing by prediction", "choices", "best", "mean regret", "p95", "blind")]
+    for group, row in found.items():
+        rows.append((group, row["n"], *(f"{row[figure]:.1%}" for figure in ("best", "mean", "p95", "blind"))))
+    print()
+    print_table(rows, right=range(1, 6))

@@ -58,7 +58,8 @@ def main() -> None:
             steps.append((scenario.requests, (0.0,) * REQUEST + (REQUEST_S,)))
         keys = keys_of(d.hardware, scenario.engine, row.release or None, d.shape, d.formats)
         found.append({"index": index, "row": row, "group": scenario.group, "engine": scenario.engine, "steps": steps,
-                      "amount": scenario.amount, "keys": keys, "features": features_of(row, scenario)})  # fmt: skip
+                      "amount": scenario.amount, "model": d.shape.name, "keys": keys,
+                      "features": features_of(row, scenario)})  # fmt: skip
     arguments.output.write_bytes(pickle.dumps((found, refused)))
     print(len(found), len(refused), f"{time.time() - begin:.1f} s")
 

@@ -20,9 +20,12 @@ import json
 import pickle
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from tokenmill.perf.score.choices import choices, regrets
+from tokenmill.perf.score.rows import Row
 from tokenmill.perf.terms import NAMES, NUM_PAIRS
 
 FOLDS = 5
@@ -426,7 +429,7 @@ def figures(data: Data, rest: np.ndarray, chosen: np.ndarray, intervals: dict | 
 
 def unseen_hardware(data: Data, intervals: dict) -> dict:
     """One accelerator left out at a time, from both stages, and every feature that names it."""
-    device = np.array([next(k for k in keys if k.startswith("device:"))[7:] for keys in data.keys])
+    device = np.array([device_of(one) for one in data.found])
     kinds = {kind: rows for kind, rows in kinds_of(data).items() if kind in KINDS_UNSEEN}
     report: dict[str, dict] = {}
     collected = np.full(data.n, np.nan)
@@ -456,6 +459,30 @@ def unseen_hardware(data: Data, intervals: dict) -> dict:
     return report
 
 
+class Held(NamedTuple):
+    """A row with its held-out prediction."""
+
+    row: Row
+    group: str
+    model: str
+    device: str
+    value: float
+
+
+def choices_of(data: Data, rest: np.ndarray) -> dict:
+    """Regret of choosing by held-out predictions: with corrections a row's own group was never seen, its rivals' were."""
+    held = [
+        Held(one["row"], str(data.group[i]), one["model"], device_of(one), one["row"].value * ratio)
+        for i, (one, ratio) in enumerate(zip(data.found, np.exp(-data.sign * rest), strict=True))
+        if np.isfinite(ratio)
+    ]
+    return dict(regrets(choices(held)))
+
+
+def device_of(one: dict) -> str:
+    return next(key for key in one["keys"] if key.startswith("device:"))[7:]
+
+
 def without_device(features: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in features.items() if "|device=" not in name}
 
@@ -471,12 +498,14 @@ def report(data: Data, held: np.ndarray, physics_held: np.ndarray) -> None:
         "groups": {g: figures(data, held, (data.group == g) & supported, intervals) for g in groups},
         "physics_only": {g: figures(data, physics_held, (data.group == g) & supported) for g in groups},
         "coverage": figures(data, held, supported, intervals)["coverage"],
+        "choices": choices_of(data, held),
+        "choices_physics_only": choices_of(data, physics_held),
         "by": {},
         "unseen_hardware": unseen_hardware(data, intervals),
     }
     facts = {
         "engine": lambda one: one["engine"],
-        "hardware": lambda one: next(k for k in one["keys"] if k.startswith("device:"))[7:],
+        "hardware": device_of,
         "model_class": lambda one: next(k for k in one["keys"] if k.startswith("class:"))[6:],
         "precision": lambda one: one["row"].precision or "bf16",
     }

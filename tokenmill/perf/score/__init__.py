@@ -4,7 +4,7 @@
 
     CSV ── rows ── scenario ── predict ── report
                    (what ran,  (physics,  (errors by group,
-                   which load)  rest)      coverage)
+                   which load)  rest)      coverage, choices)
 
 docs/explanation/scoreboard.md has the method, the splits and what held-out rows say.
 """

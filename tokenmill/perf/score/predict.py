@@ -35,6 +35,7 @@ class Prediction:
     low: float
     high: float
     """In the row's unit."""
+    model: str
     model_class: str
     device: str
 
@@ -111,7 +112,9 @@ class Predictor:
         low, high = self._corrections.interval(group, device)
         if group.startswith("max_throughput") and not self._corrections.seen(group, device):
             group = UNSEEN_GROUP
-        return Prediction(row, group, value, value * low, value * high, model_class(deployment.shape), device)
+        return Prediction(
+            row, group, value, value * low, value * high, deployment.shape.name, model_class(deployment.shape), device
+        )
 
     def _seconds(self, row: Row, scenario: Scenario) -> float:
         d = scenario.deployment

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.core.errors import ConfigError
+from tokenmill.perf.score.choices import choices, regrets
 from tokenmill.perf.score.deployed import NotPredicted
 from tokenmill.perf.score.predict import Prediction, Predictor
 from tokenmill.perf.score.rows import Row, read_rows
@@ -56,6 +57,7 @@ def summary(board: Scoreboard) -> dict[str, Any]:
         "groups": _by(predictions, lambda p: p.group),
     }
     found["by"] = {name: _by(predictions, key) for name, key in BREAKDOWNS.items()}
+    found["choices"] = regrets(choices(predictions))
     found["unsupported"] = [
         {"row": row.index, "line": row.line, "model": row.model, "hardware": row.hardware, "reason": reason}
         for row, reason in board.refused
