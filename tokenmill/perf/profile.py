@@ -41,30 +41,6 @@ class _Window:
     pair_compute: float
 
 
-class GrowingAttention:
-    """Attention of single tokens in a run of steps, each with contexts one longer than the last."""
-
-    def __init__(self, windows: Sequence[_Window], starts: Sequence[int]) -> None:
-        self._windows, self._starts = windows, starts
-        self._num_positions = sum(starts) + len(starts)
-
-    def terms(self, step: int) -> tuple[float, float]:
-        """Its memory and compute terms in step ``step`` (from 0 on)."""
-        memory = compute = 0.0
-        starts = self._starts
-        rows = len(starts)
-        for window in self._windows:
-            size = window.size
-            if size is None:
-                positions = self._num_positions + step * rows
-            else:
-                inside = size - step
-                positions = sum([start + step + 1 if start < inside else size for start in starts])
-            memory += rows * window.row_memory + positions * window.position_memory
-            compute += positions * window.position_compute
-        return memory, compute
-
-
 class Profile:
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -98,16 +74,6 @@ class Profile:
         self._add_prompts(terms, [Rows(n, c) for n, c in zip(counts, starts, strict=True) if n > 1])
         return terms
 
-    def growing(self, starts: Sequence[int]) -> GrowingAttention | None:
-        """Attention of one token after each of ``starts``, then after one more, and so on; None if it is not affine."""
-        return GrowingAttention(self._windows, starts) if self._affine else None
-
-    def beside_attention(self, rows: int) -> list[float]:
-        """The terms of a step of ``rows`` single tokens without the memory and compute of their attention."""
-        terms = self._outside_attention(rows, rows)
-        terms[LAUNCH] += sum([window.launch for window in self._windows])
-        return terms
-
     def _outside_attention(self, tokens: int, rows: int) -> list[float]:
         if not self._straight:
             return self._outside_at(tokens, rows)
@@ -132,10 +98,16 @@ class Profile:
         return found.copy()
 
     def _add_singles(self, terms: list[float], starts: Sequence[int]) -> None:
-        memory, compute = GrowingAttention(self._windows, starts).terms(0)
-        terms[SINGLE_MEMORY] += memory
-        terms[SINGLE_COMPUTE] += compute
-        terms[LAUNCH] += sum([window.launch for window in self._windows])
+        rows = len(starts)
+        for window in self._windows:
+            size = window.size
+            if size is None:
+                positions = sum(starts) + rows
+            else:
+                positions = sum([start + 1 if start < size else size for start in starts])
+            terms[SINGLE_MEMORY] += rows * window.row_memory + positions * window.position_memory
+            terms[SINGLE_COMPUTE] += positions * window.position_compute
+            terms[LAUNCH] += window.launch
 
     def _add_prompts(self, terms: list[float], prompts: Sequence[Rows]) -> None:
         tokens = sum([prompt.tokens for prompt in prompts])

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tokenmill.core.step import StepPlan
 from tokenmill.engine.contracts import PredictedCost
 from tokenmill.perf.calibrate import Calibration
 from tokenmill.perf.costs import Formats, Layout, Work
 from tokenmill.perf.hardware import Hardware
-from tokenmill.perf.profile import SINGLE_COMPUTE, SINGLE_MEMORY, GrowingAttention, Profile
+from tokenmill.perf.profile import Profile
 from tokenmill.perf.shape import ModelShape
 from tokenmill.perf.terms import BANDWIDTH, GROUPS, LATENCY, LAUNCH, NUM_PAIRS, ROW, STEP, Deployment
 
@@ -115,78 +114,25 @@ class Roofline:
         self.deployment = deployment
         self.calibration = calibration
         self._profile = Profile(self.deployment)
-        self._beside: dict[int, _Sums] = {}  # rows of single tokens → all but their attention
 
     def predict(self, plan: StepPlan) -> PredictedCost:
         """The step's time and bound."""
-        sums = _sum(self._profile.of_plan(plan.starts, plan.counts), self.calibration.factors)
-        return PredictedCost(sums.seconds, sums.bound(0.0, 0.0))
-
-    def growing(self, starts: Sequence[int]) -> Growing | None:
-        """Steps of one token after each of ``starts``, then after one more, and so on; None: ask for each."""
-        attention = self._profile.growing(starts)
-        if attention is None:
-            return None
-        rows, factors = len(starts), self.calibration.factors
-        beside = self._beside.get(rows)
-        if beside is None:
-            beside = self._beside[rows] = _sum(self._profile.beside_attention(rows), factors)
-        return Growing(beside, attention, factors)
+        terms = self._profile.of_plan(plan.starts, plan.counts)
+        f = self.calibration.factors
+        total = memory_s = compute_s = 0.0
+        for index in range(0, 2 * NUM_PAIRS, 2):
+            memory, compute = f[index] * terms[index], f[index + 1] * terms[index + 1]
+            seconds = together(memory, compute)
+            total += seconds
+            if memory >= compute:
+                memory_s += seconds
+            else:
+                compute_s += seconds
+        latency, bandwidth = f[LATENCY] * terms[LATENCY], f[BANDWIDTH] * terms[BANDWIDTH]
+        host = f[LAUNCH] * terms[LAUNCH] + f[STEP] * terms[STEP] + f[ROW] * terms[ROW]
+        by_bound = (compute_s, memory_s, bandwidth, latency, host)
+        return PredictedCost(total + latency + bandwidth + host, BOUNDS[by_bound.index(max(by_bound))])
 
     def explain(self, work: Work) -> StepTime:
         """The same with its account and interval."""
         return step_time(self.deployment.terms(work), self.calibration)
-
-
-class Growing:
-    """A run of generating steps, priced by what changes from one to the next."""
-
-    def __init__(self, beside: _Sums, attention: GrowingAttention, factors: Sequence[float]) -> None:
-        self._beside = beside
-        self._terms = attention.terms
-        self._memory_factor, self._compute_factor = factors[SINGLE_MEMORY], factors[SINGLE_COMPUTE]
-
-    def seconds(self, step: int) -> float:
-        """How long step ``step`` (from 0 on) takes."""
-        memory, compute = self._terms(step)
-        return self._beside.seconds + together(self._memory_factor * memory, self._compute_factor * compute)
-
-    @property
-    def bound(self) -> str:
-        """What limits the first step."""
-        memory, compute = self._terms(0)
-        return self._beside.bound(self._memory_factor * memory, self._compute_factor * compute)
-
-
-class _Sums(NamedTuple):
-    """Seconds of (a part of) a step, and of them by what binds."""
-
-    seconds: float
-    compute: float
-    memory: float
-    bandwidth: float
-    latency: float
-    host: float
-
-    def bound(self, memory: float, compute: float) -> str:
-        """The largest, with one more pair of terms."""
-        seconds = together(memory, compute)
-        by_bound = (
-            self.compute + (0.0 if memory >= compute else seconds),
-            self.memory + (seconds if memory >= compute else 0.0),
-            *self[3:],
-        )
-        return BOUNDS[by_bound.index(max(by_bound))]
-
-
-def _sum(terms: Sequence[float], f: Sequence[float]) -> _Sums:
-    memory_s = compute_s = 0.0
-    for index in range(0, 2 * NUM_PAIRS, 2):
-        memory, compute = f[index] * terms[index], f[index + 1] * terms[index + 1]
-        if memory >= compute:
-            memory_s += together(memory, compute)
-        else:
-            compute_s += together(memory, compute)
-    latency, bandwidth = f[LATENCY] * terms[LATENCY], f[BANDWIDTH] * terms[BANDWIDTH]
-    host = f[LAUNCH] * terms[LAUNCH] + f[STEP] * terms[STEP] + f[ROW] * terms[ROW]
-    return _Sums(memory_s + compute_s + latency + bandwidth + host, compute_s, memory_s, bandwidth, latency, host)

@@ -16,7 +16,7 @@ from tokenmill.perf.costs import Layout, Work, formats_named
 from tokenmill.perf.hardware import find
 from tokenmill.perf.roofline import Roofline, predict_step
 from tokenmill.perf.simulate.deployment import Simulated, find_shape
-from tokenmill.perf.simulate.pricing import growing_steps, run_seconds
+from tokenmill.perf.simulate.pricing import Run
 from tokenmill.perf.terms import Deployment
 
 
@@ -63,9 +63,7 @@ def test_a_run_s_price_is_that_of_its_steps() -> None:
     d = deployment()
     cost = Roofline(d.deployment, d.calibration)
     starts = (100, 900, 4000, 20)
-    steps = growing_steps(cost)(starts)
-    found = run_seconds(steps, 700)
-    assert steps.bound == cost.predict(StepPlan(0, (0, 1, 2, 3), starts, (1,) * 4)).bound
+    found = Run(cost, (0, 1, 2, 3), starts).seconds(700)
     for i in (0, 1, 17, 350, 500, 699):
         plan = StepPlan(0, (0, 1, 2, 3), tuple(start + i for start in starts), (1,) * 4)
         assert found[i] == pytest.approx(cost.predict(plan).seconds, rel=2e-6)

@@ -13,7 +13,7 @@ from tokenmill.core.step import StepPlan
 from tokenmill.engine.contracts import PredictedCost
 from tokenmill.engine.engine import Engine
 from tokenmill.perf.simulate import Cluster, ClusterConfig, Outcome, PoolConfig, TraceRequest, TransferCost
-from tokenmill.perf.simulate.pricing import growing_steps, run_seconds
+from tokenmill.perf.simulate.pricing import Run
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -139,4 +139,4 @@ def test_a_run_is_priced_as_its_steps_are(cost: LinearCost) -> None:
         cost.predict(StepPlan(0, (0, 1, 2), tuple(start + i for start in starts), (1, 1, 1))).seconds
         for i in range(5000)
     ]
-    assert run_seconds(growing_steps(cost)(starts), 5000) == pytest.approx(wanted, rel=1e-6)
+    assert Run(cost, (0, 1, 2), starts).seconds(5000) == pytest.approx(wanted, rel=1e-6)

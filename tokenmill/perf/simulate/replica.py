@@ -24,7 +24,7 @@ from tokenmill.engine.engine import Engine
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.scheduler.leap import horizon, settled, skip
 from tokenmill.perf.simulate.executor import SimulatedExecutor
-from tokenmill.perf.simulate.pricing import growing_steps, run_seconds
+from tokenmill.perf.simulate.pricing import Run
 from tokenmill.perf.simulate.records import Gaps
 from tokenmill.perf.simulate.transfer import ReceivingCache
 
@@ -89,7 +89,6 @@ class Replica:
         self.scheduler = Scheduler(self.cache, setup.scheduler)
         self.executor = SimulatedExecutor(setup.cost, self._clock)
         self.engine = Engine(self.scheduler, self.executor, self._clock, depth=setup.depth)
-        self._growing = growing_steps(setup.cost)
         self._gaps = gaps
         self._fast_forward = setup.fast_forward
         self._events: StepEvents | None = None  # of the step under way
@@ -123,10 +122,10 @@ class Replica:
         if num_steps < 2:
             return False
         running = self.scheduler.running
-        steps = self._growing([seq.num_planned for seq in running])
-        self._run_ends = list(accumulate(run_seconds(steps, num_steps), initial=self._began_s))[1:]
+        run = Run(self.executor.cost, tuple([s.seq_id for s in running]), tuple([s.num_planned for s in running]))
+        self._run_ends = list(accumulate(run.seconds(num_steps), initial=self._began_s))[1:]
         self._run_ids = [seq.request_id for seq in running]
-        self._run_bound = steps.bound
+        self._run_bound = run.bound
         self._until(self._run_ends[-1])
         return True
 
