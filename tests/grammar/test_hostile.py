@@ -338,6 +338,34 @@ def test_more_than_can_wait_are_told_to_come_again(monkeypatch: pytest.MonkeyPat
         compiler.close()
 
 
+def test_tenants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who asks for ten new grammars waits for them himself: who asks for one then waits for one of his."""
+    compiler = new_compiler(Budget(num_threads=1, max_waiting=4))
+    gate, order = threading.Event(), list[Grammar]()
+    run = trials.Trial.run
+
+    def gated(self: trials.Trial, grammar: Grammar) -> str:
+        gate.wait(30)
+        order.append(grammar)
+        return run(self, grammar)
+
+    monkeypatch.setattr(trials.Trial, "run", gated)
+    try:
+        many = [compiler.start(unique(number), "many") for number in range(4)]
+        with pytest.raises(Unavailable):
+            compiler.start(unique(4), "many")
+        one = [compiler.start(unique(number), "one") for number in (10, 11)]  # its share of the four
+        with pytest.raises(Unavailable):
+            compiler.start(unique(12), "one")
+        gate.set()
+        assert all(future.result(30) for future in (*many, *one))
+        assert order == [unique(number) for number in (0, 1, 10, 2, 11, 3)]
+        compiler.start(unique(4), "many").result(30)
+    finally:
+        gate.set()
+        compiler.close()
+
+
 # ---- faults on the way (FT-09) -----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -418,6 +420,46 @@ def test_what_the_engine_never_tells_of_is_forgotten(paused: tuple[Running, Crow
     admission.check(ticket())
     GatedExecutor.gate.set()
     assert statuses(accepted) == [200] * 4
+
+
+def test_a_refusal_on_the_short_way_says_what_one_on_the_long_way_says(paused: tuple[Running, Crowd]) -> None:
+    """Whole requests in one piece are refused before the application sees them; the rest as before."""
+    server, crowd = paused
+    accepted = crowd.send(5)
+    until_waiting(server, 7)
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    body = json.dumps(server.completion()).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(body)
+    head += b"Content-Type: application/json\r\n"
+    assert server.post(COMPLETIONS, server.completion()).status_code == 503
+    before = server.metric("tokenmill_request_rejection_total")
+    answers = []
+    with socket.create_connection(address) as line:
+        for pieces in ((head + b"\r\n" + body,), (head + b"\r\n", body), (head + b"X-A: 1\r\nX-A: 2\r\n\r\n" + body,)):
+            for piece in pieces:
+                line.sendall(piece)
+                time.sleep(0.05)
+            answers.append(read_answer(line))
+    short, *long = answers
+    assert short[0] == 503 and {status for status, _, _ in long} == {503}
+    for _, headers, content in long:
+        assert headers.keys() == short[1].keys()
+        assert json.loads(content)["error"].keys() == json.loads(short[2])["error"].keys()
+        assert json.loads(content)["error"]["code"] == json.loads(short[2])["error"]["code"] == "server_overloaded"
+    assert len({headers["x-request-id"] for _, headers, _ in answers}) == 3
+    assert 1 <= int(short[1]["retry-after"]) <= 120
+    assert server.metric("tokenmill_request_rejection_total") == before + 3
+    GatedExecutor.gate.set()
+    assert statuses(accepted) == [200] * 5
+
+
+def read_answer(line: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of one answer with a length."""
+    with line.makefile("rb") as file:
+        status = int(file.readline().split()[1])
+        fields = iter(lambda: file.readline().decode().rstrip(), "")
+        headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+        return status, headers, file.read(int(headers["content-length"]))
 
 
 def test_a_refusal_keeps_the_connection(paused: tuple[Running, Crowd]) -> None:

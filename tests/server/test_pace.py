@@ -72,6 +72,14 @@ def test_idle_time_is_nobody_s() -> None:
     assert pace.seconds(1000, 1000) == pytest.approx(before, rel=0.3)
 
 
+def test_what_a_request_is_like_is_learnt_from_those_that_were_let_in() -> None:
+    pace = fed()
+    assert pace.mean_prompt == 0.0
+    for _ in range(200):
+        pace.entered(80, 120.0)
+    assert (pace.mean_prompt, pace.mean_answer) == (pytest.approx(80, rel=0.01), pytest.approx(40, rel=0.01))
+
+
 def test_waits_that_were_longer_than_foreseen_lengthen_the_next() -> None:
     """The steps alone say a second; whoever began had waited two. One long wait alone changes little."""
     pace = fed()
@@ -79,9 +87,9 @@ def test_waits_that_were_longer_than_foreseen_lengthen_the_next() -> None:
     assert before > 0
     pace.waited(2 * before, before)
     assert pace.seconds(0, 800) < 1.1 * before
-    for _ in range(200):
-        pace.waited(2 * before, pace.seconds(0, 800))
+    for _ in range(200):  # all let in before any of them had begun: the same surprise is not counted 200 times
+        pace.waited(2 * before, before)
     assert pace.seconds(0, 800) == pytest.approx(2 * before, rel=0.02)
     for _ in range(200):
-        pace.waited(1e9, pace.seconds(0, 800))
+        pace.waited(1e9, before)
     assert pace.seconds(0, 800) == pytest.approx(4 * before)

@@ -179,6 +179,10 @@ def test_st06_the_usage_chunk(server: Running, path: str) -> None:
     for field in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert last["usage"][field] == usage[field]
     assert "timing" in last
+    each = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    *chunks, last, done = events(server.post(path, {**body, **each}).text)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and 0 < counts[0] <= counts[-1] == last["usage"]["completion_tokens"]
     for more in ({"stream": True}, {"stream": True, "stream_options": {"include_usage": False}}):
         *chunks, done = events(server.post(path, {**body, **more}).text)
         assert done == "[DONE]"

@@ -45,6 +45,8 @@ ANSWERS = {
     "one": f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>',
     "three": f'Sure.\n\n<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>\n'
     '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\n<tool_call>{"name": "now"}</tool_call>',
+    "two": f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
     "thoughtful": '<think>\nHm ünd so.\n</think>\n\nWell.<tool_call>{"name": "now", "arguments": {}}</tool_call>',
     "reasoned": "<think>It is so.</think>\n\nIt is.",
     "broken": '<tool_call>{"nome": 1}</tool_call> and on',
@@ -192,6 +194,30 @@ def test_reasoning_tokens_are_in_the_usage(server: Running) -> None:
     chunks = stream(server, "reasoned", stream_options={"include_usage": True})
     assert chunks[-2]["usage"] == usage
     assert ask(server, "plain")["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
+def test_a_required_call_that_is_cut_off_before_its_name_leaves_nothing_in_the_content(server: Running) -> None:
+    """The text is held to calls: an opening whose rest is missing was to be one. In ``auto`` it may be text."""
+    first = len(ANSWERS["two"].partition("</tool_call>")[0].replace("<tool_call>", "_").encode()) + 1
+    for max_tokens in (2, 9, *range(first, first + 20, 3)):  # within the first call's opening; within the second's
+        choice = ask(server, "two", max_tokens=max_tokens, tool_choice="required")["choices"][0]
+        assert choice["finish_reason"] == "length"
+        assert not choice["message"]["content"]
+        assert len(choice["message"].get("tool_calls") or ()) == (max_tokens >= first)
+        chunks = stream(server, "two", max_tokens=max_tokens, tool_choice="required")
+        assert not any(chunk["choices"][0]["delta"].get("content") for chunk in chunks[:-1])
+    cut = ask(server, "two", max_tokens=first + 9)["choices"][0]["message"]
+    assert cut["content"].startswith("<tool_call>")
+
+
+def test_a_developer_is_a_system_to_a_template_that_knows_none() -> None:
+    for template, role in ((TEMPLATE, "system"), (TEMPLATE + "{# developer #}", "developer")):
+        with served(lambda prompt: "Yes.", template) as own:
+            messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Well?"}]
+            answer = own.post("/v1/chat/completions", own.chat(messages=messages))
+            assert answer.status_code == 200
+            assert isinstance(own.executor, ScriptedExecutor)
+            assert f"{role}\nBe brief." in own.executor.prompts[-1]
 
 
 def test_an_answer_that_is_cut_off_says_so(server: Running) -> None:

@@ -1,9 +1,13 @@
 """Do the server's own metrics and this client tell the same story?
 
-Both measure the same requests from their two ends: the server from the arrival of a request's header, the client from
-its send; the server until the last token was handed out, the client until it was read. What lies between is the network
-and two event loops, well under a millisecond each way on one machine. Where the ratio of two means is far from 1, one
-of the two is wrong, or too busy to be believed. Tokens must be equal: they are counted, not timed.
+Both measure the same requests from their two ends: the server from the moment at which it has read a request's header,
+the client from its send; the server until the last token was handed out, the client until it was read. What lies
+*between* is the same whatever is asked: the way there and back, and two event loops that must come round to it. It is
+measured by itself, as the mean round trip of a request that has its answer at once (``/health``, on a connection that
+is kept, all through the run), and is neither one's to answer for. So server and client agree if the server's mean is
+the client's less what lies between. On one machine that is a millisecond: nothing beside a second, a tenth of a first
+token after ten. Where the two do not agree, one of them is wrong, or too busy to be believed. Tokens must be equal:
+they are counted, not timed.
 
 Compared is what a histogram grew by over the run (its sum over its count) with the client's mean over all requests of
 the run, warm-up included. So nobody else may use the server meanwhile, and a request that failed spoils the comparison.
@@ -28,9 +32,15 @@ def names_wanted() -> frozenset[str]:
 
 
 def agreement(
-    outcomes: Sequence[Outcome], before: Mapping[str, float], after: Mapping[str, float]
+    outcomes: Sequence[Outcome],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    round_trips_s: Sequence[float] = (),
 ) -> dict[str, Any] | None:
-    """Each figure as the ``client`` and the ``server`` have it, and server over client.
+    """Each figure as the ``client`` and the ``server`` have it, and server over client (``ratio``).
+
+    Of times, with ``round_trips_s``, also what lies ``between_s`` and server over what the client has less that
+    (``accounted``).
 
     None where they cannot be compared: the server has no such metrics, or some requests did not complete.
     """
@@ -55,6 +65,13 @@ def agreement(
         for figure, ours in client.items()
         if ours > 0 and server.get(figure)
     }
+    if round_trips_s:
+        between_s = sum(round_trips_s) / len(round_trips_s)
+        for figure in HISTOGRAMS.keys() & found.keys():
+            ours = found[figure]["client"] - between_s
+            found[figure] |= {"between_s": between_s} | (
+                {"accounted": found[figure]["server"] / ours} if ours > 0 else {}
+            )
     return found or None
 
 

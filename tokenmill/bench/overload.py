@@ -5,6 +5,11 @@ within the limits; its peak is the best of open-loop runs at parts of the capaci
 at ``factor`` times the capacity, while another client asks ``/health/ready`` all the time. A server that admits by what
 it can do keeps its goodput, refuses the rest quickly (429 or 503), and answers the one who watches.
 
+Goodput is counted while the load lasts, at its peak as in overload: answers that ended after the first fifth of the
+time, in which the queue fills, and before the last arrival, after which it only empties. What the whole run did, both
+ends included, stands beside it. Connections are kept and used again, as the usual clients do; health is asked for on a
+new one each time, as a probe does.
+
 The same words never come twice, so that the prefix cache helps in no run.
 """
 
@@ -30,6 +35,8 @@ HEALTH_PATH = "/health/ready"
 HEALTH_EVERY_S = 0.05
 PARTS = (0.6, 0.8, 0.9, 1.0)
 """Of the capacity: rates at which the peak is looked for."""
+FILLING = 0.2
+"""Part of a run at its beginning in which goodput is not counted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,22 @@ async def _run(
     run = await run_load(server, load, f"{options.seed}:{what}", progress(what, count), concurrency=concurrency)
     found = figures(run, limits)
     del found["samples"]
-    return {**found, "refusals": _refusals(run.outcomes)}
+    return {**found, "sustained": _sustained(run.outcomes, limits), "refusals": _refusals(run.outcomes)}
+
+
+def _sustained(outcomes: Sequence[Outcome], limits: SLO) -> dict[str, float]:
+    """Answers a second while the load lasted: all that were completed, and those within the limits."""
+    last_s = max(outcome.planned.send_s for outcome in outcomes)
+    begin_s = FILLING * last_s
+    seconds = max(last_s - begin_s, 1e-9)
+    ended = [o for o in outcomes if o.status == "completed" and begin_s <= o.last_s <= last_s]
+    good = sum(limits.met_by(outcome.timeline()) for outcome in ended)
+    return {
+        "begin_s": begin_s,
+        "end_s": last_s,
+        "completed_per_s": len(ended) / seconds,
+        "goodput_per_s": good / seconds,
+    }
 
 
 def _refusals(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -133,7 +155,7 @@ def _refusals(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _good(run: dict[str, Any]) -> float:
-    return float(run["goodput"]["requests_per_s"])
+    return float(run["sustained"]["goodput_per_s"])
 
 
 @dataclass(slots=True)
@@ -160,7 +182,7 @@ async def _watching(client: Client) -> AsyncIterator[_Health]:
         while True:
             began_s = time.perf_counter()
             try:
-                await client.get(HEALTH_PATH)
+                await client.get(HEALTH_PATH)  # a connection of its own each time, as a probe has
                 health.answers_s.append(time.perf_counter() - began_s)
             except HttpFailure:
                 health.failed += 1

@@ -173,62 +173,71 @@ async def run_load(
 
     ``seed``: of the prompts' words; the same one again finds them in a server's prefix cache.
     """
-    prompts = [prompt_text(request, server.tokens_per_word, seed, i) for i, request in enumerate(load)]
     run = Run([Outcome(request) for request in load], concurrency)
+    async with server.client.pooled() as client:
+        server = replace(server, client=client)
+        prompts = (prompt_text(request, server.tokens_per_word, seed, i) for i, request in enumerate(load))
+        bodies = [_stream_body(server, each, prompt) for each, prompt in zip(load, prompts, strict=True)]
+        requests = [client.request("POST", PATHS[server.endpoint], body) for body in bodies]
+        await _send_all(server, run, requests, progress)
+    return run
+
+
+async def _send_all(server: Server, run: Run, requests: Sequence[bytes], progress: Progress) -> None:
     ended = Counter[bool]()
     watch = asyncio.create_task(_watch_loop(run.loop_lags_s))
     cpu_s, start_s = time.process_time(), time.perf_counter()
 
-    async def send(outcome: Outcome, prompt: str) -> None:
-        await _ask(server, outcome, prompt, start_s)
+    async def send(outcome: Outcome, request: bytes) -> None:
+        await _ask(server, outcome, request, start_s)
         ended[outcome.error is None] += 1
         progress(ended[True], ended[False])
 
-    async def send_at_its_moment(outcome: Outcome, prompt: str) -> None:
+    async def send_at_its_moment(outcome: Outcome, request: bytes) -> None:
         await asyncio.sleep(outcome.planned.send_s - (time.perf_counter() - start_s))
-        await send(outcome, prompt)
+        await send(outcome, request)
 
-    pairs = iter(list(zip(run.outcomes, prompts, strict=True)))
+    pairs = iter(list(zip(run.outcomes, requests, strict=True)))
 
     async def send_one_after_the_other() -> None:
-        for outcome, prompt in pairs:  # shared by all clients of the closed loop
+        for outcome, request in pairs:  # shared by all clients of the closed loop
             outcome.planned = replace(outcome.planned, send_s=time.perf_counter() - start_s)
-            await send(outcome, prompt)
+            await send(outcome, request)
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            if concurrency is None:
-                for outcome, prompt in pairs:
-                    tasks.create_task(send_at_its_moment(outcome, prompt))
+            if run.concurrency is None:
+                for outcome, request in pairs:
+                    tasks.create_task(send_at_its_moment(outcome, request))
             else:
-                for _ in range(concurrency):
+                for _ in range(run.concurrency):
                     tasks.create_task(send_one_after_the_other())
     finally:
         watch.cancel()
     run.cpu_share = (time.process_time() - cpu_s) / max(time.perf_counter() - start_s, 1e-9)
-    return run
 
 
-async def _ask(server: Server, outcome: Outcome, prompt: str, start_s: float) -> None:
-    planned = outcome.planned
-    body = _body(server.model, server.endpoint, prompt, planned.output_tokens)
-    body |= {"stream": True, "stream_options": {"include_usage": True}}
-    body |= {} if planned.may_end_early else {"ignore_eos": True}
+async def _ask(server: Server, outcome: Outcome, request: bytes, start_s: float) -> None:
+    client, path, planned = server.client, PATHS[server.endpoint], outcome.planned
+    end_s = None
     outcome.sent_s = time.perf_counter() - start_s
     try:
-        async with aclosing(server.client.stream(PATHS[server.endpoint], body)) as events:
-            async for arrival, event in events:
-                outcome.take(event, arrival - start_s)
-                if planned.give_up_after is not None and len(outcome.arrivals_s) >= planned.give_up_after:
-                    outcome.cancelled = True
-                    break
+        if planned.give_up_after is None:
+            end_s = await client.replay(path, request, lambda at_s, event: outcome.take(event, at_s - start_s))
+        else:
+            async with aclosing(client.stream(path, request)) as events:
+                async for arrival_s, event in events:
+                    outcome.take(event, arrival_s - start_s)
+                    if len(outcome.arrivals_s) >= planned.give_up_after:
+                        outcome.cancelled = True
+                        break
         if outcome.output_tokens == 0:
             outcome.count_without_usage()
         if outcome.output_tokens == 0:
             outcome.error = "the answer was empty"
     except (HttpFailure, KeyError, TypeError, AttributeError) as error:
         outcome.error = str(error) or type(error).__name__
-    outcome.end_s = time.perf_counter() - start_s
+    outcome.end_s = (end_s or time.perf_counter()) - start_s
 
 
 async def blocks_in_use(client: Client) -> float | None:
@@ -269,6 +278,12 @@ async def _watch_loop(lags_s: list[float]) -> None:
         began = time.perf_counter()
         await asyncio.sleep(TICK_S)
         lags_s.append(time.perf_counter() - began - TICK_S)
+
+
+def _stream_body(server: Server, planned: PlannedRequest, prompt: str) -> dict[str, Any]:
+    body = _body(server.model, server.endpoint, prompt, planned.output_tokens)
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body if planned.may_end_early else body | {"ignore_eos": True}
 
 
 def _body(model: str, endpoint: Endpoint, prompt: str, max_tokens: int) -> dict[str, Any]:

@@ -196,8 +196,8 @@ class EngineService(Front):
 
     # ---- requests ----------------------------------------------------------------------------------
 
-    async def compile(self, grammar: Grammar, *, param: str = "response_format") -> None:
-        await self.grammars.ready(grammar, param=param)
+    async def compile(self, grammar: Grammar, *, param: str = "response_format", tenant: str = "") -> None:
+        await self.grammars.ready(grammar, param=param, tenant=tenant)
 
     def submit(self, submission: Submission) -> Handle:
         handle = super().submit(submission)

@@ -133,8 +133,9 @@ class Service(Protocol):
         """It was told to stop, and only finishes what it has."""
         ...
 
-    async def compile(self, grammar: Grammar, *, param: str = "response_format") -> None:
+    async def compile(self, grammar: Grammar, *, param: str = "response_format", tenant: str = "") -> None:
         """Make sure of a grammar before a request that has it is submitted; off the event loop and off the step.
+        Tenants take turns.
 
         Raises:
             InvalidRequest: it is malformed, unsupported or too complex; names ``param`` and the place inside it.

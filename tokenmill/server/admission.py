@@ -11,9 +11,10 @@ has been accepted. In order:
 With a file of keys, part of every queue is left to whoever is not here yet: one tenant alone gets all but one weight's
 share. Without one, a tenant that is alone gets all.
 
-Places in the batch that are free are not counted as queue. A request that finds the queue empty is always taken,
-however large: it would never be otherwise. Whoever waits is known from the engine's events, counted on the event loop,
-so the bounds are exact even while the engine stands still.
+Places in the batch that are free are not counted as queue, but the prompts still to be computed before its own are what
+a request waits for there too: hundreds that begin at once would have their first tokens late, and end all together. A
+request that finds the queue empty is always taken, however large: it would never be otherwise. Whoever waits is known
+from the engine's events, counted on the event loop, so the bounds are exact even while the engine stands still.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _Entry:
     left_s: float = 0.0
     entered_s: float = 0.0
     foreseen_s: float = 0.0
-    """How long it was thought to wait."""
+    """How long it was thought to wait, before the correction by others' waits."""
 
 
 class _Wish(NamedTuple):
@@ -175,9 +176,13 @@ class Admission:
 
     # ---- coming in ---------------------------------------------------------------------------------
 
-    def check(self, ticket: Ticket) -> None:
-        """Refuse what would be refused however small it is, before its body is read. Raises as ``enter``."""
-        self._check(_Wish(ticket.access.tenant, ticket.access.weight, ticket.background, 1, 1.0))
+    def check(self, ticket: Ticket, *, ahead: int = 0) -> None:
+        """Refuse what would be refused however small it is, before its body is read. Raises as ``enter``.
+
+        Args:
+            ahead: requests that came before it and have not entered yet; they are taken to be as others were.
+        """
+        self._check(_Wish(ticket.access.tenant, ticket.access.weight, ticket.background, 1, 1.0), ahead)
 
     def enter(self, ticket: Ticket, submissions: Sequence[Submission]) -> Slot:
         """A place for everything that one HTTP request submits; one tenant, and at least one submission.
@@ -192,7 +197,8 @@ class Admission:
         tokens = sum(entry.prompt_tokens + entry.num_choices * entry.answer_tokens for entry in entries)
         wish = _Wish(first.tenant, first.weight, background, num_choices, tokens, first.timeout_s)
         self._check(wish)
-        foreseen_s = 0.0 if background else self._wait_s(wish)
+        self.pace.entered(sum(entry.prompt_tokens for entry in entries), tokens)
+        foreseen_s = 0.0 if background else self._wait_s(wish) / self.pace.late
         reservation = None
         if not background:
             reserved = sum(_reserved(submission, limit) for submission in submissions)
@@ -222,12 +228,12 @@ class Admission:
         own.weight = submission.weight
         return self.waiting, own
 
-    def _check(self, wish: _Wish) -> None:
+    def _check(self, wish: _Wish, ahead: int = 0) -> None:
         if wish.background:
             self._check_background(wish)
             return
         waiting = self.waiting
-        if not waiting.choices:
+        if not waiting.choices and not ahead:
             return
         choices, tokens = wish.num_choices, wish.tokens
         free = max(0, self._max_seqs - self._running)
@@ -240,9 +246,12 @@ class Admission:
             or own.tokens + tokens > share * self._max_tokens
         ):
             self._refuse(wish, "This tenant's part of the queue is full", over=True)
-        if waiting.choices + choices <= free and not self._short_of_blocks:
-            return  # it fits into the batch beside all others
-        wait_s = self._wait_s(wish)
+        fits = waiting.choices + ahead + choices <= free and not self._short_of_blocks
+        prompts = ahead * self.pace.mean_prompt
+        if fits:  # beside all others in the batch it waits for nobody's answer, but for the prompts before its own
+            wait_s = self.pace.prefill_s(waiting.prompt_tokens + prompts, self._running)
+        else:
+            wait_s = self._wait_s(wish) + self.pace.seconds(prompts, ahead * self.pace.mean_answer)
         if wish.timeout_s is not None and wait_s > wish.timeout_s:
             self._refuse(wish, f"The queue takes {wait_s:.1f} s, longer than the request's timeout_s")
         if wait_s > self._max_wait_s:

@@ -150,6 +150,7 @@ def create_app(service: Service, settings: ServerSettings | None = None, *, fing
         ServerMetrics(service),
         fingerprint or fingerprint_of(service),
         Files(Store(settings.store_dir), settings),
+        generating=frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.generates),
     )
     origins = list(context.settings.cors_origins)
     cors = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
@@ -190,6 +191,7 @@ def _route(context: Context, path: str, by_path: dict[str, dict[str, Endpoint]])
         if endpoint.admin:
             context.check_admin(request.state.ticket)
         if endpoint.generates:
+            await context.slices.begin()
             context.check_ready()
             context.admission.check(request.state.ticket)
         if endpoint.body is None:

@@ -14,7 +14,7 @@ from tokenmill.core.request import FinishReason
 from tokenmill.engine.service import Output
 from tokenmill.server.answers import Gathered, gather, json_response, pieces_of
 from tokenmill.server.chat_prompt import prompt_of
-from tokenmill.server.context import Context, Ticket
+from tokenmill.server.context import Context, Ticket, tenant_of
 from tokenmill.server.generate import Generation, unless_gone
 from tokenmill.server.logprobs import chat_logprobs, prompt_logprobs
 from tokenmill.server.protocol.chat import (
@@ -37,7 +37,7 @@ from tokenmill.server.turn import Piece, Turn, TurnParser
 async def chat(context: Context, request: Request, body: ChatRequest) -> Response:
     """Answer a conversation."""
     context.check_model(body.model)
-    prompt = await prompt_of(context, body)
+    prompt = await prompt_of(context, body, tenant_of(request.state.ticket))
     ticket: Ticket = request.state.ticket
     parsers = [prompt.turn.parser(prompt.token_ids) for _ in range(body.n)]
     generation = Generation(context, ticket, [prompt.token_ids], prompt.params, body)
@@ -48,6 +48,7 @@ async def chat(context: Context, request: Request, body: ChatRequest) -> Respons
             _Chunks(context, body, generation, prompt.turn, parsers),
             {**base, "object": "chat.completion.chunk"},
             include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
             include_obfuscation=body.include_obfuscation,
         )
         return EventStream(context, ticket.request_id, frames, generation.close)

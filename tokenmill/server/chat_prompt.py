@@ -25,8 +25,8 @@ class ChatPrompt:
     turn: Turn
 
 
-async def prompt_of(context: Context, body: ChatRequest) -> ChatPrompt:
-    """What the engine is given for ``body``. Its grammar, if there is one, has been compiled.
+async def prompt_of(context: Context, body: ChatRequest, tenant: str) -> ChatPrompt:
+    """What the engine is given for ``body``. Its grammar, if there is one, has been compiled in ``tenant``'s turn.
 
     Raises:
         InvalidRequest: the template does not take these messages, or the grammar cannot be compiled.
@@ -34,7 +34,7 @@ async def prompt_of(context: Context, body: ChatRequest) -> ChatPrompt:
     """
     form = grammar_of(body)
     if form is not None:
-        await context.service.compile(form, param=field_of(body))
+        await context.service.compile(form, param=field_of(body), tenant=tenant)
     turn = turn_of(context, body.wishes, form=form)
     token_ids = await encode_messages(
         context,
@@ -47,22 +47,22 @@ async def prompt_of(context: Context, body: ChatRequest) -> ChatPrompt:
     num_bytes = sum(map(len, turn.descriptions))
     params = await context.off_loop(num_bytes, lambda: turn.params(body.to_params(), token_ids))
     if params.grammar is not None and params.grammar != form:
-        await _compile(context, body, params.grammar)
+        await _compile(context, body, params.grammar, tenant)
     return ChatPrompt(token_ids, params, turn)
 
 
-async def _compile(context: Context, body: ChatRequest, grammar: Grammar) -> None:
+async def _compile(context: Context, body: ChatRequest, grammar: Grammar, tenant: str) -> None:
     """Compile a turn's grammar; if it cannot be, the error names the tool that is to blame, where one is."""
     num_bytes = len(grammar.source)
     await context.off_loop(num_bytes, partial(_check, grammar, "tools"))  # bounds what follows
     for path, _, schema in _schemas(body):
         await context.off_loop(num_bytes, partial(_check, schema, path))
     try:
-        await context.service.compile(grammar, param="tools")
+        await context.service.compile(grammar, param="tools", tenant=tenant)
     except InvalidRequest:
         for path, strict, schema in _schemas(body):
             if strict:
-                await context.service.compile(schema, param=path)
+                await context.service.compile(schema, param=path, tenant=tenant)
         raise
 
 
@@ -96,6 +96,9 @@ async def encode_messages(context: Context, messages: Sequence[Message], turn: T
     if not codec.has_chat_template:
         raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
     plain = [message.for_template() for message in messages]
+    if "developer" not in codec.chat_template(with_tools=bool(turn.tools)):
+        for each in plain:  # OpenAI's newer name of a system message, which most templates refuse
+            each["role"] = "system" if each["role"] == "developer" else each["role"]
     texts = [message["content"] for message in plain]
     texts += [call.function.arguments for message in messages for call in message.tool_calls]
     texts += turn.descriptions

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from tokenmill.engine.service import Output
 from tokenmill.server.answers import Gathered, gather, json_response
-from tokenmill.server.context import Context, Ticket
+from tokenmill.server.context import Context, Ticket, tenant_of
 from tokenmill.server.generate import Generation, unless_gone
 from tokenmill.server.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from tokenmill.server.protocol.completions import (
@@ -41,7 +41,7 @@ async def completions(context: Context, request: Request, body: CompletionReques
     ticket: Ticket = request.state.ticket
     params = replace(body.to_params(), grammar=grammar_of(body))
     if params.grammar is not None:
-        await context.service.compile(params.grammar, param=field_of(body))
+        await context.service.compile(params.grammar, param=field_of(body), tenant=tenant_of(ticket))
     generation = Generation(context, ticket, [prompt.token_ids for prompt in prompts], params, body)
     base = {
         "id": ticket.answer_id("cmpl-"),
@@ -57,6 +57,7 @@ async def completions(context: Context, request: Request, body: CompletionReques
             writer,
             base,
             include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
             include_obfuscation=body.include_obfuscation,
         )
         return EventStream(context, ticket.request_id, frames, generation.close)

@@ -34,6 +34,7 @@ from uvicorn.protocols.utils import is_ssl
 from tokenmill.server import jsonio
 from tokenmill.server.errors import HttpError, problem_of
 from tokenmill.server.parser import Parser
+from tokenmill.server.shortcut import Shortcut
 
 if TYPE_CHECKING:
     from tokenmill.server.context import Context
@@ -70,6 +71,7 @@ class Door:
         self.waiting: OrderedDict[Connection, None] = OrderedDict()
         """Connections without a request, the one that has waited longest first."""
         self._rejected = context.metrics.rejected
+        self.shortcut = Shortcut(context)
 
     def make_room(self, newcomer: Connection) -> None:
         next(iter(self.waiting), newcomer).give_way()
@@ -107,6 +109,8 @@ class Connection(H11Protocol):
         self.conn: Parser = Parser()
         self._refused = False
         self._half_closed = False
+        self._used = False
+        """At least one request was answered on it."""
         self._head_since_s: float | None = None
         """When the head that is being waited for was first due; None while an answer is made, or none has begun."""
         self._moved_s = 0.0
@@ -127,6 +131,14 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if (
+            self._is_fresh()
+            and (made := self.door.shortcut.answer(data, self.server_state.default_headers)) is not None
+        ):
+            self._answer_at_once(*made)
+            return
+        if self.conn.their_state is h11.IDLE:
+            self.app_state["arrived_s"] = self.loop.time()  # of the request whose head these bytes may complete
         super().data_received(data)
         self._settle()
 
@@ -151,6 +163,8 @@ class Connection(H11Protocol):
     # ---- from uvicorn ------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
+        self._used = True
+        self.app_state["arrived_s"] = self.loop.time()  # one that was sent behind it begins now
         super().on_response_complete()
         if self._half_closed:
             self.transport.close()
@@ -171,11 +185,35 @@ class Connection(H11Protocol):
 
     def give_way(self) -> None:
         """Make room for another connection."""
-        if self.cycle is not None and self._head_since_s is None:
+        if self._used and self._head_since_s is None:
             self._refused = True
             self.transport.close()
         else:
             self._refuse(503, "The server has too many connections; try again soon.", linger=False)
+
+    def _is_fresh(self) -> bool:
+        """Nothing is under way: what comes now begins a request; and the client takes its answers."""
+        conn = self.conn
+        idle = conn.their_state is h11.IDLE and conn.our_state is h11.IDLE
+        return idle and not conn.trailing_data[0] and not self.flow.write_paused
+
+    def _answer_at_once(self, answer: bytes, ends: bool) -> None:
+        """The parser sees neither the request nor ``answer``: for it the connection is as it was."""
+        self._used = True
+        self._unset_keepalive_if_required()
+        self.server_state.total_requests += 1
+        self.conn.num_sent += len(answer)
+        self.transport.write(answer)
+        if ends:
+            self._refused = True
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        self._head_since_s = None
+        self.door.waiting.pop(self, None)
+        self._settle()
 
     def _settle(self) -> None:
         """Note whether a head is being waited for, and since when."""

@@ -24,6 +24,7 @@ from tokenmill.server.metrics import ServerMetrics
 from tokenmill.server.observe.observer import Observer
 from tokenmill.server.observe.tracing import tracer_to
 from tokenmill.server.settings import ServerSettings
+from tokenmill.server.slices import Slices
 
 if TYPE_CHECKING:
     from tokenmill.server.batches.runner import BatchRunner
@@ -51,7 +52,7 @@ class Ticket:
     request_id: str
     """``req_`` and 32 hexadecimal digits; the answer's own id has the same digits."""
     started_s: float
-    """When it arrived, on ``time.monotonic``."""
+    """When the last of its header had come, on ``time.monotonic``."""
     submitted: bool = False
     """The engine has taken it: from now on it can fail, but no longer be refused."""
     access: Access = OPEN
@@ -82,6 +83,8 @@ class Context:
     files: Files
     batches: BatchRunner = field(init=False)
     """Set by ``create_app``: it calls the app that is made around this context."""
+    generating: frozenset[str] = frozenset()
+    """Addresses whose POST wants the engine."""
     draining: bool = False
     """No new requests: the process is about to end."""
     cut: Callable[[MutableMapping[str, Any]], None] = _cut_nothing
@@ -98,6 +101,8 @@ class Context:
     """Decides who may wait for the engine."""
     observer: Observer = field(init=False)
     """Tells of each request once it has ended: metrics, log, spans."""
+    slices: Slices = field(default_factory=Slices)
+    """Lets few requests for the engine begin at one time."""
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "tokenise"))
 
     def __post_init__(self) -> None:

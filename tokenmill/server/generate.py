@@ -86,8 +86,8 @@ class Generation:
             await self._slot.wait_begun()
             async with contextlib.aclosing(_merge(self.handles)) as outputs:
                 async for prompt, output in outputs:
-                    self._observe(prompt, output)
                     yield prompt, output
+                    self._observe(prompt, output)  # now it has been handed on: a stream has written its frame
         except TokenmillError as error:
             self._error = error.code
             # An engine that is gone tells nothing more of what it had.

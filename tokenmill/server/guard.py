@@ -50,8 +50,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        ticket = Ticket(f"req_{secrets.token_hex(16)}", time.monotonic())
-        scope.setdefault("state", {})["ticket"] = ticket
+        state = scope.setdefault("state", {})
+        ticket = Ticket(f"req_{secrets.token_hex(16)}", state.get("arrived_s") or time.monotonic())
+        state["ticket"] = ticket
         call = _Call(scope, receive, send, ticket, self.context)
         try:
             if scope["path"] not in OPEN_PATHS:

@@ -21,12 +21,12 @@ from tokenmill.server.protocol.others import Health
 
 async def live(context: Context, request: Request) -> Response:
     """200 while the engine makes progress."""
-    return _health(context.service.live, context)
+    return json_response(*judge(context, ready=False))
 
 
 async def ready(context: Context, request: Request) -> Response:
     """200 while new requests are taken."""
-    return _health(context.ready, context)
+    return json_response(*judge(context, ready=True))
 
 
 async def metrics(context: Context, request: Request) -> Response:
@@ -34,7 +34,9 @@ async def metrics(context: Context, request: Request) -> Response:
     return Response(context.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
-def _health(ok: bool, context: Context) -> Response:
+def judge(context: Context, *, ready: bool) -> tuple[Health, int]:
+    """The answer's body and status."""
+    ok = context.ready if ready else context.service.live
     condition = context.service.condition
     draining = context.draining and condition.state == "ready"
     answer: Health = {
@@ -43,4 +45,4 @@ def _health(ok: bool, context: Context) -> Response:
         "since": condition.since,
         "why": "the server is shutting down" if draining else condition.why or None,
     }
-    return json_response(answer, 200 if ok else 503)
+    return answer, 200 if ok else 503

@@ -30,7 +30,7 @@ MEAN_CHUNK_BYTES = 64
 
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)|\n[ \t]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{0,5})?")
+HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{0,5})?")
 
 
 class Parser(h11.Connection):
@@ -131,7 +131,7 @@ def _check_fields(request_line: bytes, *fields: bytes) -> bool:
         raise _refused("Content-Length must be one number")
     if codings and (lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or version != b"HTTP/1.1"):
         raise _refused("Transfer-Encoding must be 'chunked' alone, without Content-Length, in HTTP/1.1")
-    if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
+    if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)):
         raise _refused("Host must be one host name or address, with or without a port")
     return bool(codings)
 

@@ -35,15 +35,22 @@ async def stream_frames(
     base: Mapping[str, Any],
     *,
     include_usage: bool,
+    continuous_usage: bool = False,
     include_obfuscation: bool = False,
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed answer. ``base`` is what all its chunks have in common."""
+    """The events of a streamed answer. ``base`` is what all its chunks have in common.
+
+    ``continuous_usage``: with ``include_usage``, the usage so far is in every chunk.
+    """
     if include_usage:
         base = {**base, "usage": None}
+    each_has_usage = include_usage and continuous_usage
     num_open = generation.num_choices
     last: dict[str, Any] = {}
     async with aclosing(generation.outputs()) as outputs:
         async for prompt, output in outputs:
+            if each_has_usage:
+                base = {**base, "usage": generation.usage}
             for choice in make.increments(prompt, output):
                 padding = {"obfuscation": obfuscation(choice)} if include_obfuscation else {}
                 yield frame({**base, "choices": [choice], **padding})

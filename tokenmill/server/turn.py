@@ -40,8 +40,9 @@ PROMPT_END_TOKENS = 16
 class TurnParser:
     """Tells the parts of one choice's text from each other, as it comes. Never takes anything back."""
 
-    def __init__(self, parse: Callable[[Reader], Parse[None]]) -> None:
-        self._sink = Sink()
+    def __init__(self, parse: Callable[[Reader], Parse[None]], *, calls_only: bool = False) -> None:
+        """``calls_only``: the text is held to calls, so what the length cut off before its name was one, too."""
+        self._sink = Sink(calls_only=calls_only)
         self._reader = Reader(self._sink)
         self._parse = parse(self._reader)
         self.num_reasoning_tokens = 0
@@ -140,7 +141,7 @@ class Turn:
             marked = self._reads_calls or reasoning is not None
             yield from reader.rest(reader.sink.content if marked else reader.sink.plain)
 
-        return TurnParser(parse)
+        return TurnParser(parse, calls_only=self.calls and self._wishes.choice == "required")
 
     def _markers(self) -> tuple[str, ...]:
         calls = self._dialect.markers if self._dialect is not None and self._reads_calls else ()

@@ -55,8 +55,8 @@ def _print(result: Mapping[str, Any]) -> None:
             (
                 name,
                 f"{run['rate_per_s']:.1f}" if "rate_per_s" in run else "–",
-                f"{run['throughput']['requests_per_s']:.1f}",
-                f"{run['goodput']['requests_per_s']:.1f}",
+                f"{run['sustained']['completed_per_s']:.1f}",
+                f"{run['sustained']['goodput_per_s']:.1f}",
                 run["refusals"]["count"],
                 "–" if ttft is None else f"{ttft * 1e3:.0f}",
             )

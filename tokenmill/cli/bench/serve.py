@@ -194,10 +194,13 @@ def _print_agreement(found: Mapping[str, Any] | None) -> None:
     if found is None:
         return
     print("\nthe server's own figures over this client's")
-    rows: list[tuple[object, ...]] = [("", "client", "server", "ratio")]
+    rows: list[tuple[object, ...]] = [("", "client", "between", "server", "ratio", "accounted")]
     for name, each in found.items():
-        rows.append((name, f"{each['client']:.6g}", f"{each['server']:.6g}", f"{each['ratio']:.4f}"))
-    print_table(rows, right=(1, 2, 3))
+        between = f"{each['between_s']:.3g}" if "between_s" in each else ""
+        accounted = f"{each['accounted']:.4f}" if "accounted" in each else ""
+        ours = f"{each['client']:.6g}", between, f"{each['server']:.6g}"
+        rows.append((name, *ours, f"{each['ratio']:.4f}", accounted))
+    print_table(rows, right=range(1, 6))
 
 
 def _print_sweep(runs: list[Mapping[str, Any]]) -> None:

@@ -1,8 +1,9 @@
 """``GrammarCompiler``: grammars compiled off the event loop and off the step, each once, in bounded memory.
 
-Compiling happens in a few threads. Whoever asks for a grammar that is being compiled waits for the same one; more
-than ``max_waiting`` different ones are refused with ``Unavailable``. What came of a grammar, a refusal too, is kept
-until others push it out; a request under way holds its own grammar, so the worker finds it however many came since.
+Compiling happens in a few threads, for tenants in turns (``turns.py``). Whoever asks for a grammar that is being
+compiled waits for the same one; more than ``max_waiting`` different ones are refused with ``Unavailable``, but for a
+tenant that has less than its share of them. What came of a grammar, a refusal too, is kept until others push it out; a
+request under way holds its own grammar, so the worker finds it however many came since.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tokenmill.engine.faults import fire
 from tokenmill.engine.grammar.matcher import GrammarMatcher
 from tokenmill.engine.grammar.source import Refused, check, refusal
 from tokenmill.engine.grammar.trial import Trial, limits
+from tokenmill.engine.grammar.turns import Turns
 from tokenmill.engine.grammar.vocabulary import build_tokenizer, check_installed
 from tokenmill.engine.text import TextCodec
 
@@ -80,6 +82,7 @@ class GrammarCompiler:
         self._outcomes: OrderedDict[Grammar, Compiled | Refused] = OrderedDict()
         self._live: WeakValueDictionary[Grammar, Compiled] = WeakValueDictionary()
         self._under_way: dict[Grammar, Future[Compiled]] = {}
+        self._turns = Turns[Grammar](self.budget.max_waiting)
         self._num_bytes = 0
         self._counts = {"hits": 0, "misses": 0, "refused": 0}
         self._trials: list[Trial] = []
@@ -88,7 +91,7 @@ class GrammarCompiler:
 
     # ---- what others call ----------------------------------------------------------------------------
 
-    async def ready(self, grammar: Grammar, *, param: str) -> Compiled:
+    async def ready(self, grammar: Grammar, *, param: str, tenant: str = "") -> Compiled:
         """Wait until ``grammar`` is compiled, without holding up the event loop. Keep what is returned.
 
         Raises:
@@ -96,17 +99,17 @@ class GrammarCompiler:
             Unavailable: too many others are waiting.
         """
         try:
-            future = asyncio.wrap_future(self.start(grammar))
+            future = asyncio.wrap_future(self.start(grammar, tenant))
             return await asyncio.wait_for(asyncio.shield(future), self.budget.wait_s)
         except Refused as error:
             raise error.at(param) from None
         except TimeoutError:
             raise _busy() from None
 
-    def compile(self, grammar: Grammar, *, param: str = "grammar") -> Compiled:
+    def compile(self, grammar: Grammar, *, param: str = "grammar", tenant: str = "") -> Compiled:
         """The same for a caller that may block."""
         try:
-            return self.start(grammar).result(self.budget.wait_s)
+            return self.start(grammar, tenant).result(self.budget.wait_s)
         except Refused as error:
             raise error.at(param) from None
         except TimeoutError:
@@ -130,7 +133,7 @@ class GrammarCompiler:
             outcome = self._outcomes.get(grammar)
             return outcome if isinstance(outcome, Compiled) else self._live.get(grammar)
 
-    def start(self, grammar: Grammar) -> Future[Compiled]:
+    def start(self, grammar: Grammar, tenant: str = "") -> Future[Compiled]:
         """Begin to compile, unless that was done or has begun. Raises ``Unavailable`` if too much is waiting."""
         with self._lock:
             done = self._find(grammar)
@@ -139,11 +142,13 @@ class GrammarCompiler:
                 return done
             if grammar in self._under_way:
                 return self._under_way[grammar]
-            if len(self._under_way) >= self.budget.max_waiting:
+            if not self._turns.has_room(tenant):
                 raise _busy()
             self._counts["misses"] += 1
-            future = self._under_way[grammar] = self._pool.submit(self._run, grammar)
-            return future
+            future = self._under_way[grammar] = Future()
+            self._turns.put(tenant, grammar)
+        self._pool.submit(self._run_next)
+        return future
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes: hits, misses, refused, entries, bytes, waiting."""
@@ -154,6 +159,8 @@ class GrammarCompiler:
     def close(self) -> None:
         """End the children and the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for future in self._under_way.values():
+            future.cancel()
         for trial in self._trials:
             trial.close()
 
@@ -185,19 +192,27 @@ class GrammarCompiler:
 
     # ---- in a thread of the pool ---------------------------------------------------------------------
 
-    def _run(self, grammar: Grammar) -> Compiled:
-        outcome: Compiled | Refused | None = None
+    def _run_next(self) -> None:
+        with self._lock:
+            tenant, grammar = self._turns.take()
+        outcome: Compiled | BaseException
         try:
             outcome = self._compile(grammar)
-            return outcome
         except Refused as error:
             outcome = error.again()
-            raise
-        finally:
-            with self._lock:
-                del self._under_way[grammar]
-                if outcome is not None:
-                    self._keep(grammar, outcome)
+        except BaseException as error:  # noqa: BLE001  (whoever waits is told)
+            outcome = error
+        with self._lock:
+            self._turns.done(tenant)
+            future = self._under_way.pop(grammar)
+            if isinstance(outcome, Compiled | Refused):
+                self._keep(grammar, outcome)
+        if not future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Compiled):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
 
     def _compile(self, grammar: Grammar) -> Compiled:
         fire("grammar.compile", grammar)

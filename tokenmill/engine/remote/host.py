@@ -61,6 +61,10 @@ PULSE_S = 0.5
 OBSERVE_EVERY = 2
 """Pulses from one observation to the next."""
 
+NICENESS = 10
+"""Of the engine's process: where processors are short, HTTP comes first (who asks for health, whom to refuse, tokens
+that are there already), with nine times the engine's weight. Where there are enough it changes nothing."""
+
 EXIT_OK = 0
 EXIT_REFUSED = 3
 EXIT_DIED = 2
@@ -137,6 +141,7 @@ class LoadingReports:
 def run(sock: socket.socket, parent_pid: int, make: Make) -> int:
     """Be the engine's process until the other side is gone; the exit code."""
     _die_with(parent_pid)
+    os.nice(NICENESS)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)  # for the whole group: the HTTP process drains, and then closes the socket
     line = Line(sock)
@@ -220,7 +225,7 @@ class _Host:
         """In a thread of its own: the next command must not wait for it."""
         problem = None
         try:
-            self._hosted.grammars.compile(command.grammar, param=command.param)
+            self._hosted.grammars.compile(command.grammar, param=command.param, tenant=command.tenant)
         except TokenmillError as error:
             problem = Problem.of(error)
         except Exception:

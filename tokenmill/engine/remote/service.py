@@ -189,9 +189,9 @@ class RemoteService(Front):
         elif entry.complete:
             self._end_here(entry, None)
 
-    async def compile(self, grammar: Grammar, *, param: str = "response_format") -> None:
+    async def compile(self, grammar: Grammar, *, param: str = "response_format", tenant: str = "") -> None:
         number, answer = self._question()
-        self._ask(Compile(number, grammar, param))
+        self._ask(Compile(number, grammar, param, tenant))
         problem = (await answer).problem
         if problem is not None:
             raise problem.error()

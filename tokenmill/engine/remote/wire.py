@@ -84,6 +84,7 @@ class Compile(msgspec.Struct, tag="compile", frozen=True):
     grammar: Grammar
     param: str
     """The field to blame if it cannot be."""
+    tenant: str
 
 
 class Close(msgspec.Struct, tag="close", frozen=True):

@@ -60,7 +60,9 @@ class Malformed(Exception):
 class Sink:
     """Collects pieces. Whitespace beside a call or a reasoning belongs to the format and is left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, calls_only: bool = False) -> None:
+        """``calls_only``: there is no content; what seems to be some is the beginning of a call that was cut off."""
+        self._calls_only = calls_only
         self.num_calls = 0
         self.open = False
         """A call has begun and not ended."""
@@ -75,7 +77,8 @@ class Sink:
         self._at_edge = False
 
     def content(self, text: str) -> None:
-        self._trimmed("content", text)
+        if not self._calls_only:
+            self._trimmed("content", text)
 
     def reasoning(self, text: str) -> None:
         self._trimmed("reasoning", text)

@@ -7,6 +7,7 @@ control characters are written as escapes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -14,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 from tokenmill.server.observe.record import RequestRecord
 
@@ -22,6 +23,8 @@ LogFormat = Literal["text", "json"]
 
 MAX_QUEUED = 10_000
 """Lines."""
+REFUSALS_PER_S = 10
+"""Lines for requests that were refused before they were read."""
 FLUSH_S = 1.0
 """At the end: how long the last lines may take."""
 
@@ -41,6 +44,38 @@ def log_request(record: RequestRecord, *, details: bool) -> None:
     if _requests.isEnabledFor(level):
         message = f"{record.method} {record.route} {record.status}"
         _requests.log(level, message, extra={"fields": record.as_fields(details=details)})
+
+
+class Log(Protocol):
+    """Tells of a request that has ended."""
+
+    def __call__(self, record: RequestRecord, *, details: bool) -> None: ...
+
+
+class RefusalLog:
+    """At most ``REFUSALS_PER_S`` lines a second for refusals; the others are counted, and told by one line.
+
+    A line takes as long as the whole refusal besides. On an event loop only.
+    """
+
+    def __init__(self) -> None:
+        self._num_lines = 0
+        self._num_others = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def log(self, record: RequestRecord, *, details: bool) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._second_over)
+        if self._num_lines < REFUSALS_PER_S:
+            self._num_lines += 1
+            log_request(record, details=details)
+        else:
+            self._num_others += 1
+
+    def _second_over(self) -> None:
+        if self._num_others:
+            _requests.info("%d more requests were refused within a second", self._num_others)
+        self._timer, self._num_lines, self._num_others = None, 0, 0
 
 
 @contextlib.contextmanager
@@ -67,22 +102,22 @@ class LogWriter(logging.Handler):
         self.setFormatter(formatter)
         self.num_dropped = 0
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED)
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.put_nowait(self.format(record) + "\n")
-        except queue.Full:
+        if self._lines.qsize() >= MAX_QUEUED:
             self.num_dropped += 1
+            return
+        try:
+            self._lines.put(self.format(record) + "\n")
         except Exception:  # noqa: BLE001  (a record that cannot be written must not fail what was logged)
             self.handleError(record)
 
     def close(self) -> None:
         """Write what is left, if that does not take too long."""
-        with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(None)
+        self._lines.put(None)
         self._thread.join(FLUSH_S)
         super().close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenmill.server.metrics import ServerMetrics
-from tokenmill.server.observe.logs import log_request
+from tokenmill.server.observe.logs import Log, RefusalLog, log_request
 from tokenmill.server.observe.record import RequestRecord, TenantLabels, trace_of
 from tokenmill.server.observe.tracing import Tracer
 
@@ -35,6 +35,7 @@ class Observer:
         self._names_tenants = names_tenants
         self._details = details
         self._labels = TenantLabels()
+        self._refusals = RefusalLog()
 
     def ended(self, ticket: Ticket, scope: Scope, status: int) -> None:
         """The last byte of the answer has left, or nobody takes it. ``status`` 0: no answer began.
@@ -46,10 +47,14 @@ class Observer:
         else:
             ticket.generation.when_over(partial(self._tell, ticket, scope, status))
 
-    def _tell(self, ticket: Ticket, scope: Scope, status: int) -> None:
+    def refused(self, ticket: Ticket, scope: Scope, status: int) -> None:
+        """There is no room for it. Of many such, few have a line in the log (``observe/logs.py``)."""
+        self._tell(ticket, scope, status, log=self._refusals.log)
+
+    def _tell(self, ticket: Ticket, scope: Scope, status: int, log: Log = log_request) -> None:
         record = self._record(ticket, scope, status)
         self._metrics.request(record)
-        log_request(record, details=self._details)
+        log(record, details=self._details)
         if self.tracer is not None and record.route.startswith(API):
             names = {b"traceparent": "traceparent", b"tracestate": "tracestate"}
             found = {names[name]: value.decode("latin-1") for name, value in scope["headers"] if name in names}

@@ -119,6 +119,8 @@ Metadata = Annotated[
 class StreamOptions(Wire):
     include_usage: bool = False
     """Send one more chunk at the end, without choices, that holds the usage."""
+    continuous_usage_stats: bool = False
+    """vLLM's: with ``include_usage``, every chunk holds the usage so far."""
     include_obfuscation: bool = False
     """Pad every increment, so that the size of what is sent does not tell the length of a token."""
 
@@ -209,6 +211,8 @@ class GenerationRequest(EngineRequest):
     repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     min_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     ignore_eos: bool = False
+    deterministic: bool = False
+    """The same tokens in any company, at a price on a GPU; on a CPU that always holds."""
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] = Field(
         default_factory=list
     )
@@ -263,6 +267,10 @@ class GenerationRequest(EngineRequest):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
     def include_obfuscation(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_obfuscation
 
@@ -300,6 +308,7 @@ class GenerationRequest(EngineRequest):
             stop_token_ids=tuple(self.stop_token_ids),
             include_stop=self.include_stop_str_in_output,
             ignore_eos=self.ignore_eos,
+            deterministic=self.deterministic,
             seed=self.seed,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,

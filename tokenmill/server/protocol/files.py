@@ -55,7 +55,6 @@ class FileObject(TypedDict):
     filename: str
     purpose: str
     status: Literal["processed"]
-    status_details: None
 
 
 class FileList(TypedDict):

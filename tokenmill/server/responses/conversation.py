@@ -88,7 +88,7 @@ async def _earlier(context: Context, tenant: str, body: ConversationRequest, pre
         chain, is_all = await context.responses.store.chain(tenant, previous_id, MAX_ITEMS)
     except NotKept as error:
         raise HttpError(
-            404,
+            400,  # as OpenAI: what is not found is no address of this server's
             f"Previous response with id '{error.args[0]}' not found.",
             code="previous_response_not_found",
             param="previous_response_id",

@@ -28,7 +28,7 @@ async def create_response(context: Context, request: Request, body: ResponseRequ
     context.check_model(body.model)
     ticket: Ticket = request.state.ticket
     conversation = await read_conversation(context, ticket, body, ticket.answer_id("resp_"))
-    prompt = await make_prompt(context, body, conversation.whole)
+    prompt = await make_prompt(context, tenant_of(ticket), body, conversation.whole)
     with told_here():
         generation = Generation(context, ticket, [prompt.token_ids], prompt.params, body)
     try:
@@ -67,7 +67,7 @@ async def count_input_tokens(context: Context, request: Request, body: CountRequ
     context.check_model(body.model)
     ticket: Ticket = request.state.ticket
     conversation = await read_conversation(context, ticket, body, ticket.answer_id("resp_"))
-    prompt = await make_prompt(context, body, conversation.whole)
+    prompt = await make_prompt(context, tenant_of(ticket), body, conversation.whole)
     answer: InputTokens = {"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}
     return json_response(answer)
 
