@@ -12,7 +12,8 @@ from tokenmill import LLM, EngineConfig, SamplingParams, builtin
 from tokenmill.core.errors import ConfigError, DoesNotFit
 from tokenmill.engine.journal import read_header
 from tokenmill.kernels.reference import attention
-from tokenmill.launch import _cgroup_rooms, available_memory_bytes, build, inspect
+from tokenmill.launch import available_memory_bytes, build, inspect
+from tokenmill.launch.machine import _cgroup_rooms
 from tokenmill.perf import memory
 from tokenmill.runtime import worker
 from tokenmill.runtime.sampling import logprobs

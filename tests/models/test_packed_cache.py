@@ -30,6 +30,13 @@ def folder(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "model", "qwen2", tokenizer=False, vocab_size=300)
 
 
+@pytest.mark.parametrize("precision", [INT8, INT4], ids=["int8", "int4"])
+def test_experts_are_kept_too(tmp_path: Path, readings: list[Path], precision: Precision) -> None:
+    folder = make_checkpoint(tmp_path / "model", "qwen3_moe", tokenizer=False, vocab_size=300, mlp_only_layers=[1])
+    first, second = load(folder, precision), load(folder, precision)
+    assert len(readings) == 1 and same(first, second) and same(first, load(folder, precision, keep=False))
+
+
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Checkpoints whose tensors were read."""

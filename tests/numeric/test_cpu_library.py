@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.numeric.sampling_support import reference_distribution
 from tokenmill.core.errors import ConfigError
@@ -17,16 +18,20 @@ from tokenmill.kernels.cpu import build as building
 from tokenmill.kernels.cpu import isa as isas
 from tokenmill.kernels.cpu.library import Library, load
 from tokenmill.kernels.cpu.memory import HUGE_PAGE_BYTES, Buffer
+from tokenmill.kernels.cpu.packing import PackedMatrix
 from tokenmill.kernels.cpu.program import Program, make_step
 from tokenmill.kernels.cpu.records import (
     RECORDS,
     ChooseArgs,
+    Epilogue,
+    LinearArgs,
     ProbeArgs,
     QuantizeArgs,
     Quantized,
     RmsNormArgs,
     Rows,
     Step,
+    WeightFormat,
 )
 
 
@@ -113,7 +118,7 @@ def test_a_row_that_is_not_finite_stays_not_finite(library: Library) -> None:
     x[1, 40] = 0x7FC0
     values, scales = np.zeros((3, 64), np.int8), np.zeros((3, 2), np.float32)
     sums = np.zeros((3, 2), np.int32)
-    args = QuantizeArgs(x.ctypes.data, Quantized(values.ctypes.data, scales.ctypes.data, sums.ctypes.data), 64, 32)
+    args = QuantizeArgs(x.ctypes.data, Quantized(values.ctypes.data, scales.ctypes.data, sums.ctypes.data), 64, 32, 1)
     run(library, "quantize", args, 3, [])
     assert np.isnan(scales[1, 1]) and np.isfinite(scales).sum() == 5
     assert (values[[0, 2]] == 127).all() and (sums[[0, 2]] == 32 * 127).all()
@@ -245,6 +250,39 @@ def test_a_compiler_that_fails_gives_one_line(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(building.NoCompiler, match="error: this is no compiler"):
         building.build(isas.ISAS[-1])
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_every_call_knows_the_next_product(library: Library) -> None:
+    """Of which threads that wait fetch the beginning; without one they only wait."""
+    program = Program(library)
+    products = [LinearArgs(), LinearArgs()]
+    calls = (("rms_norm", RmsNormArgs()), ("linear_bf16", products[0]), ("quantize", QuantizeArgs()))
+    for name, args in (*calls, ("linear_int8", products[1]), ("probe_read", ProbeArgs())):
+        program.add(name, args)
+    first, second = map(ctypes.addressof, products)
+    assert [call.ahead for call in program.records()] == [first, second, second, None, None]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_products_between_kernels_of_one_thread(library: Library, num_threads: int) -> None:
+    """Fewer panels than threads, after a kernel for which all but one wait and fetch what comes next."""
+    width, out = 64, 40
+    matrix = PackedMatrix.allocate(WeightFormat.BF16, out, width)
+    matrix.write_rows(0, torch.eye(out, width))
+    x, weight = np.arange(width, dtype=np.float32)[None], np.ones(width, np.float32)
+    normed, result = np.zeros((1, width), np.uint16), np.full((1, out), np.nan, np.float32)
+    norm = RmsNormArgs(x.ctypes.data, weight.ctypes.data, normed.ctypes.data, Quantized(), width, 0, 1e-6, Rows.TOKENS)
+    product = LinearArgs(
+        matrix.record(), None, normed.ctypes.data, Quantized(), result.ctypes.data, Epilogue.STORE, Rows.TOKENS
+    )
+    program = Program(library)
+    for _ in range(20):
+        program.add("rms_norm", norm)
+        program.add("linear_bf16", product)
+    arrays = (ints(0), ints(0), ints(0), ints(0, 1), np.zeros((1, 1), np.int32), ints())
+    program.run(library.new_pool(num_threads), make_step(*arrays))
+    expected = (normed.astype(np.uint32) << 16).view(np.float32)[:, :out]
+    assert np.array_equal(result, expected)
 
 
 def test_unknown_and_missing_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+EXPERTS = {"head_dim": 32, "num_experts": 9, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("Llama", {"num_key_value_heads": 4}),
     "llama-mqa": ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
@@ -72,6 +73,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "qwen3-moe": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}),
+    "qwen3-moe-some-dense": (
+        "Qwen3Moe",
+        EXPERTS
+        | {"mlp_only_layers": [1], "num_hidden_layers": 4, "decoder_sparse_step": 2, "tie_word_embeddings": True},
+    ),
+    "qwen3-moe-window": ("Qwen3Moe", {**EXPERTS, "use_sliding_window": True, "sliding_window": 9}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 20}),
 }
 
 
@@ -84,6 +94,8 @@ def make_theirs(case: str) -> Any:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.normal_(1.0, 0.3)
+            elif name.endswith("mlp.gate.weight"):
+                parameter.normal_(0.0, 0.5)  # decided enough that no rounding sends a token elsewhere
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.3)
     return model
@@ -128,6 +140,17 @@ def test_sharded_and_upcast(tmp_path: Path) -> None:
         with torch.inference_mode():
             expected = theirs(torch.tensor([prompt])).logits[0]
         assert relative_error(ours.run(prompt), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["qwen3-moe-some-dense", "mixtral"])
+def test_experts_in_either_form(case: str, tmp_path: Path) -> None:
+    """One tensor per expert and matrix, or stacked by layer: ``transformers`` writes both."""
+    theirs = make_theirs(case)
+    apart, stacked = tmp_path / "apart", tmp_path / "stacked"
+    theirs.save_pretrained(apart)
+    theirs.save_pretrained(stacked, save_original_format=False)
+    loaded = [load_model(folder).parameters() for folder in (apart, stacked)]
+    assert all(torch.equal(one, other) for one, other in zip(*loaded, strict=True))
 
 
 def test_bfloat16_runs(tmp_path: Path) -> None:

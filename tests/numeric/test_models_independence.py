@@ -15,11 +15,11 @@ from tokenmill.testing.checkpoints import make_checkpoint
 LENGTH = 150
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3", "qwen3_moe"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    """Head counts 6/2, 4/4, 7/1 and 4/2: every way that heads fill a query tile."""
-    heads = {"llama": (6, 2), "mistral": (4, 4), "qwen2": (7, 1), "qwen3": (4, 2)}[request.param]
-    window = {"sliding_window": 21} if request.param == "mistral" else {}
+    """Head counts 6/2, 4/4, 7/1 and 4/2: every way that heads fill a query tile. And experts, in one layer of two."""
+    heads = {"llama": (6, 2), "mistral": (4, 4), "qwen2": (7, 1)}.get(request.param, (4, 2))
+    more = {"mistral": {"sliding_window": 21}, "qwen3_moe": {"mlp_only_layers": [0]}}.get(request.param, {})
     folder = make_checkpoint(
         tmp_path_factory.mktemp(request.param),
         request.param,
@@ -27,7 +27,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         num_kv_heads=heads[1],
         vocab_size=520,
         tokenizer=False,
-        **window,
+        **more,
     )
     return load_model(folder)
 

@@ -10,6 +10,7 @@ import click
 from tokenmill.cli.options import engine_options
 from tokenmill.cli.output import Loading, print_json, print_table
 from tokenmill.core.engine_config import EngineConfig
+from tokenmill.perf.shape import shape_of
 
 if TYPE_CHECKING:
     from tokenmill.launch import Checkpoint, Measured
@@ -48,11 +49,19 @@ def info(engine: EngineConfig, load: bool, as_json: bool) -> None:
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
     config, codec = checkpoint.config, checkpoint.codec
     windows = sorted({window for window in config.windows if window is not None})
+    experts: dict[str, Any] = {}
+    if (spec := config.experts) is not None:
+        where = "" if not config.num_dense_layers else f", in {len(spec.layers)} layers"
+        experts = {
+            "parameters of a token": shape_of(config).active_parameters,
+            "experts": f"{spec.num_experts}, {spec.num_active} of them for a token, of {spec.intermediate_size}{where}",
+        }
     return {
         "name": checkpoint.name,
         "folder": str(checkpoint.path),
         "architecture": config.architecture,
         "parameters": config.num_parameters,
+        **experts,
         "layers": config.num_layers,
         "hidden size": config.hidden_size,
         "heads": f"{config.num_heads} query, {config.num_kv_heads} key/value, of {config.head_dim}",

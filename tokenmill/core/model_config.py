@@ -28,6 +28,9 @@ MAX_INTERMEDIATE_SIZE = 2**20
 MAX_VOCAB_SIZE = 2**22
 MAX_CONTEXT = 2**22
 MAX_EOS_IDS = 64
+MAX_EXPERTS = 2**10
+MAX_EXPERTS_IN_ALL = 2**15
+"""Over all layers: a checkpoint has three tensors for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,22 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """A mixture of experts: of ``num_experts`` gated MLPs in a layer, each token goes through ``num_active``."""
+
+    num_experts: int
+    num_active: int
+    intermediate_size: int
+    """Of one expert."""
+    normalize_topk: bool
+    """The weights of a token's experts are made to add up to 1."""
+    layers: tuple[int, ...]
+    """Which layers have experts; the others have one MLP of the model's ``intermediate_size``."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder-only transformer with rotary positions, RMS norms and a gated MLP."""
+    """A decoder-only transformer with rotary positions, RMS norms and gated MLPs."""
 
     architecture: str
     """The class name that the checkpoint was written for: ``LlamaForCausalLM``."""
@@ -82,6 +99,8 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     """Each query and key head is normalised before the rotation."""
+    experts: ExpertsSpec | None = None
+    """None: every layer has one MLP."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
@@ -120,7 +139,7 @@ class ModelConfig:
             head_dim=head_dim,
             intermediate_size=read.integer("intermediate_size", 1, MAX_INTERMEDIATE_SIZE),
             max_context=max_context,
-            rope=_rope(config, max_context),
+            rope=_rope(config, max_context, family.theta),
             windows=_windows(read, family, num_layers),
             activation="silu",
             norm_eps=read.number("rms_norm_eps", 0.0, 1.0),
@@ -129,6 +148,7 @@ class ModelConfig:
             out_bias=attention_bias,
             mlp_bias=read.boolean("mlp_bias"),
             qk_norm=family.qk_norm,
+            experts=_experts(read, family, num_layers),
             bos_token_id=next(iter(token_ids(config, "bos_token_id")), None),
             eos_token_ids=token_ids(config, "eos_token_id"),
             dtype=_dtype_name(config),
@@ -149,22 +169,39 @@ class ModelConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    def experts_of(self, layer: int) -> ExpertsSpec | None:
+        """None: this layer has one MLP."""
+        return self.experts if self.experts is not None and layer in self.experts.layers else None
+
+    @property
+    def num_dense_layers(self) -> int:
+        """Layers with one MLP."""
+        return self.num_layers - (len(self.experts.layers) if self.experts is not None else 0)
+
     @property
     def num_parameters(self) -> int:
         return sum(self.parameter_counts().values())
 
     def parameter_counts(self) -> dict[str, int]:
-        """Exact number of stored parameters by tensor class; ``lm_head`` is 0 where embeddings are tied."""
+        """Exact number of stored parameters by tensor class; ``lm_head`` is 0 where embeddings are tied.
+
+        ``router`` and ``experts`` are there if the model has experts.
+        """
         hidden, ffn, layers = self.hidden_size, self.intermediate_size, self.num_layers
         qkv_out = self.q_size + 2 * self.kv_size
         attention = hidden * qkv_out + self.q_size * hidden
         attention += qkv_out * self.qkv_bias + hidden * self.out_bias
         mlp = 3 * hidden * ffn + (2 * ffn + hidden) * self.mlp_bias
         norm = 2 * hidden + 2 * self.head_dim * self.qk_norm
+        experts = {}
+        if self.experts is not None:
+            in_all = len(self.experts.layers) * self.experts.num_experts
+            experts = {"router": in_all * hidden, "experts": in_all * 3 * hidden * self.experts.intermediate_size}
         return {
             "embedding": self.vocab_size * hidden,
             "attention": layers * attention,
-            "mlp": layers * mlp,
+            "mlp": self.num_dense_layers * mlp,
+            **experts,
             "norm": layers * norm + hidden,
             "lm_head": 0 if self.tie_embeddings else self.vocab_size * hidden,
         }
@@ -181,7 +218,10 @@ class _Family:
     defaults: Mapping[str, Any]
     qkv_bias: bool = False
     qk_norm: bool = False
-    window: Literal["none", "all", "by_layer"] = "none"
+    window: Literal["none", "all", "if_used", "by_layer"] = "none"
+    """``if_used`` and ``by_layer``: if ``use_sliding_window`` says so."""
+    theta: float = 10000.0
+    experts: Literal["none", "qwen", "mixtral"] = "none"
 
 
 _COMMON = {
@@ -193,6 +233,7 @@ _COMMON = {
     "mlp_bias": False,
 }
 _QWEN = {**_COMMON, "max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
+_QWEN_MOE = {"norm_topk_prob": False, "decoder_sparse_step": 1}
 
 _FAMILIES: Mapping[str, _Family] = {
     "LlamaForCausalLM": _Family("llama", {**_COMMON, "max_position_embeddings": 2048}),
@@ -209,6 +250,20 @@ _FAMILIES: Mapping[str, _Family] = {
         {**_QWEN, "num_key_value_heads": 32, "head_dim": 128, "use_sliding_window": False},
         qk_norm=True,
         window="by_layer",
+    ),
+    "Qwen3MoeForCausalLM": _Family(
+        "qwen3_moe",
+        {**_QWEN, **_QWEN_MOE, "num_key_value_heads": 4, "use_sliding_window": False},
+        qk_norm=True,
+        window="if_used",
+        experts="qwen",
+    ),
+    "MixtralForCausalLM": _Family(
+        "mixtral",
+        {**_COMMON, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+        window="all",
+        theta=1e6,
+        experts="mixtral",
     ),
 }
 
@@ -258,10 +313,10 @@ def _head_shapes(read: _Reader, hidden_size: int) -> tuple[int, int, int]:
 def _windows(read: _Reader, family: _Family, num_layers: int) -> tuple[int | None, ...]:
     if family.window == "none":
         return (None,) * num_layers
-    if family.window == "by_layer" and not read.boolean("use_sliding_window"):
+    if family.window in ("if_used", "by_layer") and not read.boolean("use_sliding_window"):
         return (None,) * num_layers
     window = read.optional_integer("sliding_window", 1, MAX_CONTEXT)
-    if family.window == "all" or window is None:
+    if family.window != "by_layer" or window is None:
         return (window,) * num_layers
     layer_types = read.config.get("layer_types")
     if layer_types is None:
@@ -279,11 +334,43 @@ def _windows(read: _Reader, family: _Family, num_layers: int) -> tuple[int | Non
     return tuple(kinds[kind] for kind in layer_types)
 
 
+# --- experts ----------------------------------------------------------------------------------------------
+
+
+def _experts(read: _Reader, family: _Family, num_layers: int) -> ExpertsSpec | None:
+    if family.experts == "none":
+        return None
+    counted = "num_experts" if read.config.get("num_experts") is not None else "num_local_experts"
+    num_experts = read.integer(counted, 1, MAX_EXPERTS)
+    num_active = read.integer("num_experts_per_tok", 1, MAX_EXPERTS)
+    if num_active > num_experts:
+        raise CheckpointError(f"config.json: num_experts_per_tok {num_active} is above {counted} {num_experts}")
+    if num_experts * num_layers > MAX_EXPERTS_IN_ALL:
+        raise CheckpointError(
+            f"config.json: {counted} {num_experts} in each of num_hidden_layers {num_layers} "
+            f"is above the limit of {MAX_EXPERTS_IN_ALL} experts"
+        )
+    if family.experts == "mixtral":
+        size = read.integer("intermediate_size", 1, MAX_INTERMEDIATE_SIZE)
+        return ExpertsSpec(num_experts, num_active, size, True, tuple(range(num_layers)))
+    dense = read.config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(layer) is int and 0 <= layer < MAX_LAYERS for layer in dense):
+        raise CheckpointError("config.json: mlp_only_layers must be a list of layers' numbers")
+    step = read.integer("decoder_sparse_step", 1, MAX_LAYERS)
+    return ExpertsSpec(
+        num_experts,
+        num_active,
+        read.integer("moe_intermediate_size", 1, MAX_INTERMEDIATE_SIZE),
+        read.boolean("norm_topk_prob"),
+        tuple(layer for layer in range(num_layers) if (layer + 1) % step == 0 and layer not in dense),
+    )
+
+
 # --- rotary -----------------------------------------------------------------------------------------------
 
 
-def _rope(config: Mapping[str, Any], max_context: int) -> RopeSpec:
-    """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
+def _rope(config: Mapping[str, Any], max_context: int, theta: float) -> RopeSpec:
+    """Read ``rope_parameters`` (transformers 5), or ``rope_theta`` (else ``theta``) and ``rope_scaling`` (before)."""
     section = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
     scaling = config.get(section)
     if scaling is None:
@@ -292,7 +379,7 @@ def _rope(config: Mapping[str, Any], max_context: int) -> RopeSpec:
         raise CheckpointError(f"config.json: {section} must be an object, not {type(scaling).__name__}")
     if any(isinstance(value, Mapping) for value in scaling.values()):
         raise NotSupported(f"{section} by layer type is not supported; supported: one for all layers")
-    defaults = {"rope_theta": config.get("rope_theta", 10000.0), "original_max_position_embeddings": max_context}
+    defaults = {"rope_theta": config.get("rope_theta", theta), "original_max_position_embeddings": max_context}
     read = _Reader(scaling, defaults, prefix=f"{section}.")
     theta = read.number("rope_theta", 1.0, 1e12)
     kind = scaling.get("rope_type", scaling.get("type", "default"))

@@ -16,6 +16,7 @@ from tokenmill.core.errors import NotSupported
 from tokenmill.kernels.kv import KVTensors
 from tokenmill.kernels.reference import attention as _attention
 from tokenmill.kernels.reference import elementwise as _elementwise
+from tokenmill.kernels.reference import experts as _experts
 from tokenmill.kernels.reference import kv as _kv
 from tokenmill.kernels.reference import linear as _linear
 from tokenmill.kernels.reference import rms_norm as _rms_norm
@@ -29,6 +30,8 @@ _TABLE: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         "rope": _rope.rope,
         "silu_mul": _elementwise.silu_mul,
         "embedding": F.embedding,
+        "route": _experts.route,
+        "experts": _experts.experts,
         "plan_attention": _attention.plan_attention,
         "attention": _attention.attention,
         "write_kv": _kv.write_kv,
@@ -79,6 +82,20 @@ def silu_mul(gate_up: Tensor, *, implementation: str = "auto") -> Tensor:
 def embedding(token_ids: Tensor, table: Tensor, *, implementation: str = "auto") -> Tensor:
     """Rows of ``table [vocab_size, d]``: ``[T]`` to ``[T, d]``."""
     out: Tensor = _pick("embedding", implementation)(token_ids, table)
+    return out
+
+
+def route(logits: Tensor, num_active: int, *, normalize: bool, implementation: str = "auto") -> tuple[Tensor, Tensor]:
+    """The ``num_active`` likeliest experts by ``logits [T, E]``: ids int32 and weights float32, ``[T, num_active]``."""
+    ids, weights = _pick("route", implementation)(logits, num_active, normalize=normalize)
+    return ids, weights
+
+
+def experts(
+    x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, implementation: str = "auto"
+) -> Tensor:
+    """The gated MLPs ``ids [T, k]`` of ``gate_up [E, 2 * n, d]``, ``down [E, d, n]``, added by ``weights [T, k]``."""
+    out: Tensor = _pick("experts", implementation)(x, ids, weights, gate_up, down)
     return out
 
 

@@ -1,8 +1,8 @@
 """``Decoder``: the transformer that all supported families share.
 
 A residual stream runs through ``num_layers`` layers; each adds two corrections computed from a normalised
-copy of it, attention and a gated MLP. What differs between families is in the ``ModelConfig`` (biases, head
-norms, windows, rotary scaling); how a checkpoint names its tensors is in ``families/``.
+copy of it, attention and a gated MLP or a mixture of them. What differs between families is in the ``ModelConfig``
+(biases, head norms, windows, rotary scaling, experts); how a checkpoint names its tensors is in ``families/``.
 
 Everything a step needs comes as arguments; the only state that changes is the KV cache that is passed in.
 """
@@ -20,6 +20,7 @@ from tokenmill.kernels.kv import KVTensors
 from tokenmill.models.layers.attention import Attention
 from tokenmill.models.layers.destination import Destinations
 from tokenmill.models.layers.embedding import Embedding
+from tokenmill.models.layers.experts import APART, ExpertNames, Experts
 from tokenmill.models.layers.mlp import GatedMLP
 from tokenmill.models.layers.norm import RMSNorm
 from tokenmill.models.layers.rotary import Angles, Rotary
@@ -38,6 +39,7 @@ class TensorNames:
     mlp_norm: str
     final_norm: str
     lm_head: str
+    experts: ExpertNames = APART
     ignored_suffixes: tuple[str, ...] = ()
     """Tensors ending so may be there and are not read."""
 
@@ -49,14 +51,16 @@ class Layer:
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, scheme)
         self.attention = Attention(config, config.windows[index], scheme)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, scheme)
-        self.mlp = GatedMLP(config, scheme)
+        experts = config.experts_of(index)
+        self.mlp = GatedMLP(config, scheme) if experts is None else Experts(config, experts, scheme)
 
     def destinations(self, prefix: str, names: TensorNames) -> Destinations:
+        mlp, at = self.mlp, prefix + names.mlp
         return {
             **self.attention_norm.destinations(prefix + names.attention_norm),
             **self.attention.destinations(prefix + names.attention),
             **self.mlp_norm.destinations(prefix + names.mlp_norm),
-            **self.mlp.destinations(prefix + names.mlp),
+            **(mlp.destinations(at) if isinstance(mlp, GatedMLP) else mlp.destinations(at, names.experts)),
         }
 
     def parameters(self) -> list[Tensor]:

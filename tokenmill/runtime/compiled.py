@@ -6,10 +6,10 @@ A layer is seven to nine calls on buffers that all layers share (T tokens, S out
                                                                              ─ linear down (adds to x)
 
 ``x``, the residual stream, is float32. What a product reads is bf16, or with 8- and 4-bit weights 8-bit integers with
-a scale per group: the norms write these themselves, for attention and SwiGLU ``quantize`` does. After the layers the
-*head* (norm, output matrix) runs over the tokens whose logits are wanted, and ``choose`` finds the next token of those
-who want nothing but the likeliest or a plain draw. Every kernel reduces in one order, so a token's logits do not
-depend on which tokens share its step.
+a scale per group: the norms write these themselves, for attention and SwiGLU ``quantize`` does. Where a layer has
+experts, ``compiled_experts`` draws what comes after attention. After the layers the *head* (norm, output matrix) runs
+over the tokens whose logits are wanted, and ``choose`` finds the next token of those who want nothing but the likeliest
+or a plain draw. Every kernel reduces in one order, so a token's logits do not depend on which tokens share its step.
 
 The program knows no batch size; what changes is in the ``Step`` record. Buffers are as large as the largest step and
 are handed out by the system page by page as they are touched.
@@ -45,16 +45,19 @@ from tokenmill.kernels.cpu.records import (
     Weight,
 )
 from tokenmill.models.decoder import Decoder, Layer
+from tokenmill.models.layers.experts import Experts
 from tokenmill.models.layers.norm import RMSNorm
 from tokenmill.models.quantization.base import LinearMethod, Unquantized
 from tokenmill.models.quantization.packed import Packed
-from tokenmill.runtime.step_model import Draws
+from tokenmill.models.quantization.packed_experts import PackedStack
+from tokenmill.runtime.compiled_experts import ExpertBuffers, packed_experts, write_experts
+from tokenmill.runtime.step_model import Draws, InPlace
 from tokenmill.runtime.table import Row
 
 Ints = NDArray[np.int32]
 
 
-class CompiledModel:
+class CompiledModel(InPlace):
     """A ``StepModel`` over a decoder whose matrices are ``Packed``.
 
     Args:
@@ -134,7 +137,8 @@ class StepBuffers:
     def __init__(self, config: ModelConfig, max_tokens: int, max_outputs: int) -> None:
         self.max_tokens, self.max_outputs = max_tokens, max_outputs
         self._memory: list[Buffer] = []
-        width = max(config.hidden_size, config.q_size, config.intermediate_size)
+        dense_size = config.intermediate_size if config.num_dense_layers else 0
+        width = max(config.hidden_size, config.q_size, dense_size)
         rows = max(max_tokens, max_outputs)
         self.x = self._take(max_tokens * config.hidden_size * 4)
         self.residual = self._memory[-1].array(np.float32, (max_tokens, config.hidden_size))
@@ -142,12 +146,14 @@ class StepBuffers:
         self.qkv = self._take(max_tokens * (config.q_size + 2 * config.kv_size) * 4)
         self.q = self._take(max_tokens * config.q_size * 2)
         self.attended = self._take(max_tokens * config.q_size * 2)
-        self.inner = self._take(max_tokens * config.intermediate_size * 2)
+        self.inner = self._take(max_tokens * dense_size * 2)
         self.quantized = Quantized(
             self._take(rows * width),
             self._take(rows * -(-width // GROUPS[-1]) * 4),
             self._take(rows * -(-width // GROUPS[-1]) * 4),
         )
+        experts = config.experts
+        self.experts = ExpertBuffers(config, experts, max_tokens, self._take) if experts is not None else None
         self._take(max_outputs * config.vocab_size * 4)
         self.logits = self._memory[-1].array(np.float32, (max_outputs, config.vocab_size))
         self.draws = Draws(
@@ -243,13 +249,26 @@ class Layout:
         self._linear(program, out, buffers.attended, buffers.x, Epilogue.ADD)
 
     def _mlp(self, program: Program, layer: Layer) -> None:
+        if isinstance(layer.mlp, Experts):
+            self._experts(program, layer, layer.mlp)
+            return
         gate_up, down = _packed(layer.mlp.gate_up.method), _packed(layer.mlp.down.method)
         self._norm(program, layer.mlp_norm, gate_up)
         self._linear(program, gate_up, self.buffers.normed, self.buffers.inner, Epilogue.SWIGLU)
         self._quantize(program, down, self.buffers.inner)
         self._linear(program, down, self.buffers.inner, self.buffers.x, Epilogue.ADD)
 
-    def _norm(self, program: Program, norm: RMSNorm, reader: Packed, rows: Rows = Rows.TOKENS) -> None:
+    def _experts(self, program: Program, layer: Layer, mlp: Experts) -> None:
+        buffers, routed, router = self.buffers, self.buffers.experts, _packed(mlp.router.method)
+        assert routed is not None
+        self._norm(program, layer.mlp_norm, router)
+        self._linear(program, router, buffers.normed, routed.logits, Epilogue.STORE)
+        reader = packed_experts(mlp).gate_up
+        if reader.input_group:
+            self._norm(program, layer.mlp_norm, reader)
+        write_experts(program, mlp, routed, buffers.normed, buffers.quantized, buffers.x)
+
+    def _norm(self, program: Program, norm: RMSNorm, reader: Packed | PackedStack, rows: Rows = Rows.TOKENS) -> None:
         """The norm before ``reader``, in the form that it reads."""
         assert norm.weight.dtype == torch.float32
         buffers, size = self.buffers, norm.weight.shape[0]
@@ -270,7 +289,7 @@ class Layout:
     def _quantize(self, program: Program, reader: Packed, x: int) -> None:
         """Nothing where ``reader`` reads bf16."""
         if reader.input_group:
-            program.add("quantize", QuantizeArgs(x, self.buffers.quantized, reader.in_size, reader.input_group))
+            program.add("quantize", QuantizeArgs(x, self.buffers.quantized, reader.in_size, reader.input_group, 1))
 
     def _linear(
         self, program: Program, method: Packed, x: int, out: int, epilogue: Epilogue, rows: Rows = Rows.TOKENS

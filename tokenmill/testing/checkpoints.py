@@ -20,6 +20,19 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
+EXPERT_FIELDS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 LOGIT_STD = 16.0
 
@@ -68,6 +81,7 @@ def make_checkpoint(
         "torch_dtype": "float32",
         "bos_token_id": 0,
         "eos_token_id": 2,
+        **EXPERT_FIELDS.get(family, {}),
         **config,
     }
     (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
@@ -82,7 +96,7 @@ def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a ``config.json`` of these families asks for."""
     hidden, inner, width = fields["hidden_size"], fields["intermediate_size"], fields["head_dim"]
     q_size, kv_size = fields["num_attention_heads"] * width, fields["num_key_value_heads"] * width
-    qwen2, qwen3 = fields["model_type"] == "qwen2", fields["model_type"] == "qwen3"
+    qwen2, qwen3 = fields["model_type"] == "qwen2", fields["model_type"].startswith("qwen3")
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (fields["vocab_size"], hidden)}
     for index in range(fields["num_hidden_layers"]):
         layer = f"model.layers.{index}."
@@ -95,7 +109,9 @@ def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}self_attn.o_proj.weight"] = (hidden, q_size)
         if fields.get("attention_bias"):
             shapes[f"{layer}self_attn.o_proj.bias"] = (hidden,)
-        for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+        if has_experts(fields, index):
+            shapes |= _expert_shapes(fields, layer)
+        for name, shape in () if has_experts(fields, index) else _gated(hidden, inner):
             shapes[f"{layer}mlp.{name}_proj.weight"] = shape
             if fields.get("mlp_bias"):
                 shapes[f"{layer}mlp.{name}_proj.bias"] = shape[:1]
@@ -103,6 +119,36 @@ def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes["model.norm.weight"] = (hidden,)
     if not fields["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (fields["vocab_size"], hidden)
+    return shapes
+
+
+def has_experts(fields: dict[str, Any], layer: int) -> bool:
+    """Whether a layer's feed-forward part is a mixture of experts."""
+    if fields["model_type"] == "mixtral":
+        return True
+    return (
+        fields["model_type"] == "qwen3_moe"
+        and (layer + 1) % fields["decoder_sparse_step"] == 0
+        and layer not in fields["mlp_only_layers"]
+    )
+
+
+def _gated(hidden: int, inner: int) -> tuple[tuple[str, tuple[int, int]], ...]:
+    """The matrices of a gated MLP."""
+    return ("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))
+
+
+def _expert_shapes(fields: dict[str, Any], layer: str) -> dict[str, tuple[int, ...]]:
+    """A router and its experts, by the names of the family."""
+    mixtral = fields["model_type"] == "mixtral"
+    hidden, block = fields["hidden_size"], "block_sparse_moe" if mixtral else "mlp"
+    inner = fields["intermediate_size" if mixtral else "moe_intermediate_size"]
+    num_experts = fields["num_local_experts" if mixtral else "num_experts"]
+    called = {"gate": "w1", "up": "w3", "down": "w2"} if mixtral else {name: f"{name}_proj" for name, _ in _gated(1, 1)}
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}{block}.gate.weight": (num_experts, hidden)}
+    for expert in range(num_experts):
+        for name, shape in _gated(hidden, inner):
+            shapes[f"{layer}{block}.experts.{expert}.{called[name]}.weight"] = shape
     return shapes
 
 

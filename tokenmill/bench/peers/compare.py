@@ -14,7 +14,6 @@ quantised format of one engine may well be another's slowest, so there each side
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenmill.bench.machine import without_folders
 from tokenmill.bench.peers.environments import OURS, PACKAGE, Environments, Peer
 from tokenmill.bench.peers.process import CannotLoad, Contender, RunnerFailed, Runners
 from tokenmill.bench.peers.protocol import Setup
@@ -38,9 +38,6 @@ CLASSES = {"bf16": ("bf16",), "int8": ("int8",), "int4": ("int4",), "quantised":
 TOGETHER = (("bf16",), ("int8", "int4"))
 """Precisions whose engines alternate with each other: those that a ratio compares."""
 TIMEOUT_S = 3600.0
-
-_FOLDERS = re.compile(r"(?<![\w.…])/(?:[^\s/'\"]+/)+")
-"""Folders of this machine, which are not for the record."""
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -82,7 +79,7 @@ class _Samples:
             "disturbed": bool(self.rates) and not quiet,
             "bandwidth_gigabytes_per_s": [round(value, 1) for value in self.bandwidth],
             "peak_bytes": self.peak_bytes,
-            "reason": self.reason and _FOLDERS.sub("…/", self.reason),
+            "reason": without_folders(self.reason),
         }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.kernels.cpu.library import Library, Pool
-from tokenmill.kernels.cpu.records import Args, Call, Step
+from tokenmill.kernels.cpu.records import Args, Call, LinearArgs, Step
 
 CALL_BYTES = ctypes.sizeof(Call)
 
@@ -42,13 +42,21 @@ class Program:
         """Carry out the step: its calls ``begin`` to ``end``, all if not said."""
         calls = self._calls
         if calls is None:
-            addresses = [self.library.kernel(name) for name in self.names]
-            records = [Call(k, ctypes.addressof(a)) for k, a in zip(addresses, self._args, strict=True)]
-            calls = self._calls = (Call * len(records))(*records)
+            calls = self._calls = self.records()
         timing = None if self.seconds is None else self.seconds[begin:].ctypes.data
         first = ctypes.addressof(calls) + begin * CALL_BYTES
         count = (len(calls) if end is None else end) - begin
         self.library.run(pool.handle, first, count, ctypes.addressof(step), timing)
+
+    def records(self) -> ctypes.Array[Call]:
+        """The calls as the library takes them; each knows the next product of a matrix."""
+        calls, ahead = (Call * len(self.names))(), None
+        for index in reversed(range(len(calls))):
+            args = self._args[index]
+            calls[index] = Call(self.library.kernel(self.names[index]), ctypes.addressof(args), ahead)
+            if isinstance(args, LinearArgs):
+                ahead = ctypes.addressof(args)
+        return calls
 
 
 def make_step(

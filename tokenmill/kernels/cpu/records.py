@@ -83,7 +83,13 @@ class RmsNormArgs(ctypes.Structure):
 
 
 class QuantizeArgs(ctypes.Structure):
-    _fields_ = [("x", c_void_p), ("out", Quantized), ("size", c_int64), ("group", c_int64)]
+    _fields_ = [
+        ("x", c_void_p),
+        ("out", Quantized),
+        ("size", c_int64),
+        ("group", c_int64),
+        ("rows_per_token", c_int64),
+    ]
 
 
 class LinearArgs(ctypes.Structure):
@@ -96,6 +102,42 @@ class LinearArgs(ctypes.Structure):
         ("epilogue", c_int32),
         ("rows", c_int32),
     ]
+
+
+class Routing(ctypes.Structure):
+    _fields_ = [
+        ("ids", c_void_p),
+        ("weights", c_void_p),
+        ("places", c_void_p),
+        ("num_active", c_void_p),
+        ("experts", c_void_p),
+        ("begins", c_void_p),
+        ("per_token", c_int64),
+    ]
+
+
+class RouteArgs(ctypes.Structure):
+    _fields_ = [
+        ("logits", c_void_p),
+        ("routing", Routing),
+        ("x", c_void_p),
+        ("quantized", Quantized),
+        ("out", c_void_p),
+        ("out_quantized", Quantized),
+        ("num_experts", c_int64),
+        ("size", c_int64),
+        ("group", c_int64),
+        ("normalize", c_int32),
+        ("pad_", c_int32),
+    ]
+
+
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = [("linear", LinearArgs), ("routing", Routing)]
+
+
+class CombineArgs(ctypes.Structure):
+    _fields_ = [("x", c_void_p), ("routing", Routing), ("out", c_void_p), ("size", c_int64)]
 
 
 class KvCache(ctypes.Structure):
@@ -160,7 +202,7 @@ class ProbeArgs(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    _fields_ = [("kernel", c_void_p), ("args", c_void_p)]
+    _fields_ = [("kernel", c_void_p), ("args", c_void_p), ("ahead", c_void_p)]
 
 
 Args = (
@@ -168,6 +210,9 @@ Args = (
     | RmsNormArgs
     | QuantizeArgs
     | LinearArgs
+    | RouteArgs
+    | ExpertsArgs
+    | CombineArgs
     | RopeKvArgs
     | AttentionArgs
     | ChooseArgs
@@ -189,6 +234,10 @@ RECORDS: tuple[type[Any], ...] = (
     ChooseArgs,
     CopyBlocksArgs,
     ProbeArgs,
+    Routing,
+    RouteArgs,
+    ExpertsArgs,
+    CombineArgs,
     Call,
 )
 """In the order in which ``tm_record_sizes`` tells their sizes."""

@@ -21,7 +21,8 @@ from tokenmill.kernels import ops
 from tokenmill.kernels.cpu.packing import PackedMatrix
 from tokenmill.kernels.cpu.records import Weight, WeightFormat
 from tokenmill.models.layers.destination import Destination, Destinations
-from tokenmill.models.quantization.base import LinearMethod, Unquantized
+from tokenmill.models.quantization.base import ExpertsMethod, LinearMethod, Unquantized
+from tokenmill.models.quantization.packed_experts import PackedExperts
 
 
 class Packed:
@@ -94,7 +95,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class PackedScheme:
-    """Every matrix packed as ``precision`` says; norms and biases in floats; an own token table in bf16."""
+    """Every matrix packed as ``precision`` says; norms and biases in floats; routers and an own token table in bf16."""
 
     precision: Precision
 
@@ -111,6 +112,12 @@ class PackedScheme:
 
     def gated(self) -> LinearMethod:
         return Packed(self.precision.weights, self.precision, gated=True)
+
+    def router(self) -> LinearMethod:
+        return Packed("bf16", self.precision)
+
+    def experts(self) -> ExpertsMethod:
+        return PackedExperts(self.precision.weights, self.precision)
 
     def output(self) -> LinearMethod:
         return Packed(self.precision.lm_head, self.precision)

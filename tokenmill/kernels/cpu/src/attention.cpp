@@ -20,8 +20,9 @@
 // sees are taken as zeros, and where some rows see a position and others do not, values that are not finite make the
 // kernel take row by row.
 //
-// The longest items are handed out first. While one key tile is worked on, the next is fetched into the second level
-// of cache: reading memory is all that a decode step costs, and the first level has too few lines in flight for it.
+// The longest items are handed out first. While one key tile is worked on, the next, of this item or of the one that
+// the thread takes after it, is fetched into the second level of cache: reading memory is all that a decode step costs,
+// and the first level has too few lines in flight for it.
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,12 @@ struct QueryTile {
 INLINE int64_t first_seen(int64_t position, int64_t window) {
     return window > 0 && position >= window ? position - window + 1 : 0;
 }
+
+// An item: a tile's queries of one key head.
+struct Work {
+    const QueryTile* tile;
+    int64_t head;
+};
 
 // Every thread makes the same list.
 void plan(const AttentionArgs& args, const Step& step, std::vector<QueryTile>& tiles) {
@@ -73,11 +80,13 @@ struct KeyTile {
 template <class Format> class Item {
   public:
     // (Not inlined, nor is `pack`: the item is thread_local, and every use of a member would look up where it is.)
-    NOINLINE void run(const AttentionArgs& args, const Step& step, const QueryTile& tile, int64_t head) {
+    // `following`: what this thread does next; its first keys are fetched meanwhile.
+    NOINLINE void run(const AttentionArgs& args, const Step& step, Work work, const Work* following) {
+        const QueryTile& tile = *work.tile;
         args_ = &args;
         step_ = &step;
         tile_ = &tile;
-        head_ = head;
+        head_ = work.head;
         size_ = args.kv.head_dim;
         width_ = (size_ + 31) / 32 * 32;
         per_key_ = args.num_heads / args.kv.num_heads;
@@ -85,15 +94,22 @@ template <class Format> class Item {
         first_ = first_seen(tile.position, args.window);
         last_ = tile.position + tile.count - 1;
         prepare();
-        KeyTile now = locate(first_ / kKeyTile * kKeyTile), next;
-        fetch(now);
+        KeyTile now = locate(work, first_ / kKeyTile * kKeyTile), next;
+        if (!fetched_) fetch(now);
         load_queries();
         for (;; now = next) {
             const bool more = now.base + kKeyTile <= last_;
-            next = more ? locate(now.base + kKeyTile) : now;
+            next = now;
+            if (more) {
+                next = locate(work, now.base + kKeyTile);
+            } else if (following) {
+                next = locate(*following, first_seen(following->tile->position, args.window) / kKeyTile * kKeyTile);
+                if (now.base + kKeyTile - 1 > last_) fetch(next);  // too little to do to fetch it on the way
+            }
             attend(now, next);
             if (!more) break;
         }
+        fetched_ = following;
         finish();
     }
 
@@ -123,16 +139,18 @@ template <class Format> class Item {
         for (int64_t i = 0; i < rows_ * width_ / kLanes; i++) out_[i] = f32x16{};
     }
 
-    KeyTile locate(int64_t base) const {
+    KeyTile locate(Work work, int64_t base) const {
         const KvCache& kv = args_->kv;
+        const int64_t first = first_seen(work.tile->position, args_->window) / kGroup * kGroup;
+        const int64_t last = (work.tile->position + work.tile->count - 1) / kGroup * kGroup;
         const uint32_t block_size = uint32_t(kv.block_size);  // dividing 64 bits takes twice as long
         KeyTile tile;
         tile.base = base;
         for (int j = 0; j < kTileGroups; j++) {
-            const int64_t near = std::clamp(base + j * kGroup, first_ / kGroup * kGroup, last_ / kGroup * kGroup);
+            const int64_t near = std::clamp(base + j * kGroup, first, last);
             const uint32_t at = uint32_t(near);
-            const int64_t block = step_->tables[tile_->row * step_->table_stride + at / block_size];
-            const int64_t line = line_index(kv, block, at % block_size, head_);
+            const int64_t block = step_->tables[work.tile->row * step_->table_stride + at / block_size];
+            const int64_t line = line_index(kv, block, at % block_size, work.head);
             tile.keys[j] = key_group(kv, line);
             tile.values[j] = value_line(kv, line);
             tile.scales.keys[j] = kv.key_scales + line;
@@ -303,6 +321,7 @@ template <class Format> class Item {
     const QueryTile* tile_;
     int64_t head_, size_, width_, per_key_, rows_;
     int64_t first_, last_;  // positions that some row sees
+    bool fetched_ = false;  // the first keys of what comes next are on their way
     std::vector<Query> queries_;
     std::vector<RowState> states_;
     std::vector<Chunk> chunks_;
@@ -316,8 +335,10 @@ template <class Format> void attend(const AttentionArgs& args, const Step& step,
     static thread_local Item<Format> item;  // keeps its memory from call to call
     static thread_local std::vector<QueryTile> tiles;
     plan(args, step, tiles);
-    team.share(int64_t(tiles.size()) * args.kv.num_heads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) item.run(args, step, tiles[i / args.kv.num_heads], i % args.kv.num_heads);
+    const int64_t heads = args.kv.num_heads;
+    team.take_turns(int64_t(tiles.size()) * heads, [&](int64_t i, int64_t following) {
+        const Work next = {following < 0 ? nullptr : &tiles[following / heads], following % heads};
+        item.run(args, step, {&tiles[i / heads], i % heads}, next.tile ? &next : nullptr);
     });
 }
 

@@ -81,10 +81,11 @@ struct RmsNormArgs {
 };
 
 struct QuantizeArgs {
-    const bf16* x;  // [T, size]
+    const bf16* x;  // [T * rows_per_token, size]
     Quantized out;
     int64_t size;
     int64_t group;
+    int64_t rows_per_token;  // 1, but where a token goes through several experts
 };
 
 enum Epilogue : int32_t {
@@ -103,6 +104,50 @@ struct LinearArgs {
     void* out;
     int32_t epilogue;
     int32_t rows;  // kOutputs: the S rows that a RmsNorm over kOutputs made
+};
+
+constexpr int64_t kMaxExperts = 1024;
+
+// Where the step's tokens go in a layer with experts: k = per_token experts each, a row for every one of them. `route`
+// fills the arrays, the kernels after it read them.
+struct Routing {
+    int32_t* ids;         // [T, k] experts, the likeliest first
+    float* weights;       // [T, k]
+    int32_t* places;      // [T, k] row among the T * k, which lie expert by expert
+    int32_t* num_active;  // [1] A: experts with rows
+    int32_t* experts;     // [A] their numbers, ascending
+    int32_t* begins;      // [A + 1] first row of each
+    int64_t per_token;
+};
+
+// Choose experts by logits, and copy the inputs, in bf16 (`x` to `out`) or, where group > 0, quantised, to their rows.
+struct RouteArgs {
+    const float* logits;  // [T, num_experts]
+    Routing routing;
+    const bf16* x;  // [T, size]
+    Quantized quantized;
+    bf16* out;  // [T * k, size]
+    Quantized out_quantized;
+    int64_t num_experts;  // at most kMaxExperts
+    int64_t size;
+    int64_t group;
+    int32_t normalize;  // a token's weights add up to 1
+    int32_t pad_;
+};
+
+// A product with experts over the T * k rows. `linear.weight` holds the matrices of all of them, each from a new panel
+// on, and its out_size is of one; no bias; kStore or kSwiglu.
+struct ExpertsArgs {
+    LinearArgs linear;
+    Routing routing;
+};
+
+// out[t] += sum over ranks r of weights[t, r] * x[places[t, r]].
+struct CombineArgs {
+    const float* x;  // [T * k, size]
+    Routing routing;
+    float* out;  // [T, size]
+    int64_t size;
 };
 
 // One layer's cache. A block holds block_size positions (a multiple of 16) of every key head:
@@ -174,10 +219,12 @@ struct ProbeArgs {
     float* sink;  // [threads, 16], so that no work can be left out
 };
 
-// One kernel with its arguments; a program is an array of these.
+// One kernel with its arguments; a program is an array of these. `ahead`: the next linear layer's arguments, or null;
+// threads that wait meanwhile fetch the first of the weights that will be theirs.
 struct Call {
     void (*kernel)(const void* args, const Step* step, Team* team);
     const void* args;
+    const LinearArgs* ahead;
 };
 
 #define KERNEL(name, Args) extern "C" void tm_##name(const Args* args, const Step* step, Team* team)

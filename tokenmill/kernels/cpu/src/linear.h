@@ -12,7 +12,8 @@
 // Memory and arithmetic overlap: the tiles of a chunk share out among them the prefetching of the next, so that the
 // time of a product is the longer of the two and not their sum. A chunk is as long as the second-level cache holds
 // well, since what a tile costs beside its dot products is paid once a chunk. Where one tile holds all rows, a matter
-// of bandwidth, the chunk is the whole panel, and the prefetching runs some KiB ahead of the tile.
+// of bandwidth, the chunk is the whole panel: a thread then reads one run of memory, panel after panel, and the
+// processor's own prefetching does that best (docs/log.md).
 //
 // What a chunk is and how a tile is computed is the format's (linear_bf16.cpp, linear_int.cpp); bias and epilogue are
 // here.
@@ -31,9 +32,8 @@ constexpr int64_t kStepBytes = 4 * kPanel;  // of weights that one step takes: 4
 // Rows of a block: few enough that a chunk's activations and the sums stay in the caches next to the weights.
 constexpr int64_t kBlockRows = 96;
 
-// Inputs of a chunk where there are several tiles, and how far ahead a single one prefetches.
+// Inputs of a chunk where there are several tiles.
 constexpr int64_t kChunkInputs = 512;
-constexpr int64_t kAheadBytes = 4096;
 
 // Part of an item: inputs begin ... end - 1 of a panel for `count` rows from `first` on, whose sums [count][64] are
 // added to. `more`: the weights that follow in memory are next.
@@ -58,27 +58,25 @@ template <int kMost, class Body> INLINE void with_constant(int64_t n, Body body)
     body(std::integral_constant<int, kMost>{});
 }
 
-// Prefetch a step's share of a tile's `kLines`, where the tile passes over its weights `kPasses` times: to the first
-// level what is used soon, else to the second.
+// In place of a tile's lines: it is the only one, and reads its weights from memory.
+constexpr int kAlone = -1;
+
+// Prefetch a step's share of a tile's `kLines`, where the tile passes over its weights `kPasses` times.
 template <int kLines, int kPasses> INLINE const char* prefetch_share(const char* ahead) {
-    for (int line = 0; line * kPasses < kLines; line++) {
-        if (kLines == 4)
-            prefetch_l1(ahead + line * 64);
-        else
-            prefetch_l2(ahead + line * 64);
-    }
+    if (kLines <= 0) return ahead;
+    for (int line = 0; line * kPasses < kLines; line++) prefetch_l2(ahead + line * 64);
     return ahead + kLines * 64 / kPasses;
 }
 
 // Call tile(first row, rows, lines, ahead) for rows 0 ... count - 1 of a chunk, in tiles of nearly one size, kTileRows
-// at most. In each of its steps a tile prefetches `lines` (0, 1, 2 or 4) from `ahead` on; together the tiles cover the
+// at most. In each of its steps a tile prefetches `lines` (0, 1 or 2) from `ahead` on; together the tiles cover the
 // next chunk, where that is wanted (`more`). `rows` and `lines` are constants.
 template <int kTileRows, class Tile>
 INLINE void for_tiles(int64_t count, const void* weights, int64_t steps, bool more, Tile tile) {
     const char* from = static_cast<const char*>(weights);
     if (count <= kTileRows) {
         with_constant<kTileRows>(count, [&](auto rows) {
-            tile(0, rows, std::integral_constant<int, 4>{}, from + kAheadBytes);
+            tile(0, rows, std::integral_constant<int, kAlone>{}, nullptr);
         });
         return;
     }
@@ -130,7 +128,8 @@ template <class Format> INLINE void linear(const LinearArgs& args, const Step& s
     if (rows == 0) return;
     const int64_t panels = (weight.out_size + kPanel - 1) / kPanel;
     const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-    team.share(blocks * panels, [&](int64_t begin, int64_t end) {
+    const int64_t items = blocks * panels;
+    team.share(items, [&](int64_t begin, int64_t end) {
         alignas(64) float sums[kBlockRows * kPanel];
         for (int64_t item = begin; item < end; item++) {
             const int64_t block = item / panels, panel = item % panels;
@@ -145,7 +144,7 @@ template <class Format> INLINE void linear(const LinearArgs& args, const Step& s
             const int64_t size = weight.in_size, length = Format::chunk_inputs(weight, count);
             for (int64_t k = 0; k < size; k += length) {
                 const int64_t stop = std::min(k + length, size);
-                Format::accumulate(args, {panel, k, stop, first, count, sums, stop < size || item + 1 < end});
+                Format::accumulate(args, {panel, k, stop, first, count, sums, stop < size || team.goes_on(items, item)});
             }
             finish(args, panel, first, count, sums);
         }

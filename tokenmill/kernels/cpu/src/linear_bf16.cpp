@@ -1,4 +1,5 @@
 // Linear layers with bfloat16 weights. How a tile is computed: linear_bf16.h.
+#include "experts.h"
 #include "linear_bf16.h"
 
 namespace {
@@ -23,3 +24,4 @@ struct Bf16 {
 }  // namespace
 
 KERNEL(linear_bf16, LinearArgs) { linear<Bf16>(*args, *step, *team); }
+KERNEL(experts_bf16, ExpertsArgs) { experts<Bf16>(*args, *team); }

@@ -10,6 +10,7 @@
 // A tile keeps both kinds of sums in registers: up to 6 rows x 32 outputs, in two passes over a chunk. A single tile
 // reads from memory, where passing once is worth more: it takes all 64 outputs, and the float sums rest while a group's
 // dot products are made. In 4 bits a byte holds two weights, which are taken apart in registers.
+#include "experts.h"
 #include "linear.h"
 
 namespace {
@@ -46,7 +47,7 @@ struct Groups {
 // R rows and a panel: sums [R][64] += scales * dot products, group by group.
 template <class Stored, int R, int kLines>
 NOINLINE void tile(const Groups& in, int32_t zero, const char* ahead, float* sums) {
-    constexpr int V = tile_vectors(R, kLines == 4 ? 2 * kTileVectors : kTileVectors);
+    constexpr int V = tile_vectors(R, kLines == kAlone ? 2 * kTileVectors : kTileVectors);
     constexpr int kPasses = kPanelVectors / V, kParts = Stored::kParts;
     for (int j = 0; j < kPanelVectors; j += V) {
         f32xn total[R][V];
@@ -113,3 +114,5 @@ template <class Stored> struct Int {
 
 KERNEL(linear_int8, LinearArgs) { linear<Int<Bytes>>(*args, *step, *team); }
 KERNEL(linear_int4, LinearArgs) { linear<Int<Nibbles>>(*args, *step, *team); }
+KERNEL(experts_int8, ExpertsArgs) { experts<Int<Bytes>>(*args, *team); }
+KERNEL(experts_int4, ExpertsArgs) { experts<Int<Nibbles>>(*args, *team); }

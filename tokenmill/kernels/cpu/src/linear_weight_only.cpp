@@ -4,6 +4,7 @@
 // linear_bf16.h run over those. So memory is read as in 8 or 4 bits, and what is computed is what a bfloat16 layer with
 // these weights would give, bit for bit, whoever shares the step. Unpacking costs one multiply-add and half a rounding per
 // weight and block of rows: with one row longer than reading takes, with many next to nothing.
+#include "experts.h"
 #include "linear_bf16.h"
 
 namespace {
@@ -52,10 +53,6 @@ template <class Stored> struct WeightOnly {
                 zero[v] = scale[v] * float(-Stored::kZero);
             }
             for (int64_t k = 0; k < group; k += kInputs, from += kStepBytes) {
-                prefetch_l1(from + kAheadBytes);
-                prefetch_l1(from + kAheadBytes + 64);
-                prefetch_l1(from + kAheadBytes + 128);
-                prefetch_l1(from + kAheadBytes + 192);
                 UNROLL for (int v = 0; v < kPanelVectors; v++) {
                     const i32xn stored = load<i32xn>(from + v * 4 * kNative);
                     UNROLL for (int q = 0; q < Stored::kQuads; q++) {
@@ -94,3 +91,5 @@ template <class Stored> struct WeightOnly {
 
 KERNEL(linear_w8a16, LinearArgs) { linear<WeightOnly<Bytes>>(*args, *step, *team); }
 KERNEL(linear_w4a16, LinearArgs) { linear<WeightOnly<Nibbles>>(*args, *step, *team); }
+KERNEL(experts_w8a16, ExpertsArgs) { experts<WeightOnly<Bytes>>(*args, *team); }
+KERNEL(experts_w4a16, ExpertsArgs) { experts<WeightOnly<Nibbles>>(*args, *team); }

@@ -3,7 +3,8 @@
 //
 // The rotation turns the pairs (x[i], x[i + D/2]) of a head. All is done in float32 and rounded once, when a query
 // or a line of the cache is written: to bf16, or to int8 with the line's own scale, its largest magnitude / 127. A
-// line that is not finite has a scale of NaN, so that nothing hides. A token is one item.
+// line that is not finite has a scale of NaN, so that nothing hides. An item is one key head of a token, with the
+// query heads that share it.
 #include "kv_cache.h"
 
 namespace {
@@ -79,6 +80,14 @@ INLINE void write_key(const KvCache& kv, int64_t line, const float* x) {
     for (int64_t k = 0; k < steps; k++) memcpy(words + k * kStepBytes, rounded + k * kWordBytes, kWordBytes);
 }
 
+// A key is written a word per line of the processor's caches, none of which need be there: they are asked for at once.
+INLINE void fetch_line(const KvCache& kv, int64_t line) {
+    const char* words = key_words(kv, line);
+    const int64_t bytes = line_bytes(kv);
+    for (int64_t k = 0; k < bytes / kWordBytes; k++) prefetch_write(words + k * kStepBytes);
+    for (int64_t b = 0; b < bytes; b += 64) prefetch_write(value_line(kv, line) + b);
+}
+
 INLINE void write_value(const KvCache& kv, int64_t line, const float* x) {
     const float scale = round_line(kv, x, value_line(kv, line));
     if (kv.format == kInt8) kv.value_scales[line] = scale;
@@ -88,24 +97,24 @@ INLINE void write_value(const KvCache& kv, int64_t line, const float* x) {
 
 KERNEL(rope_kv, RopeKvArgs) {
     const KvCache& kv = args->kv;
-    const int64_t size = kv.head_dim, num_heads = args->num_heads;
-    team->share(step->num_tokens, [&](int64_t begin, int64_t end) {
+    const int64_t size = kv.head_dim, num_heads = args->num_heads, per_key = num_heads / kv.num_heads;
+    team->share(step->num_tokens * kv.num_heads, [&](int64_t begin, int64_t end) {
         alignas(64) float turned[kMaxHeadDim + kLanes];
-        for (int64_t token = begin; token < end; token++) {
+        for (int64_t item = begin; item < end; item++) {
+            const int64_t token = item / kv.num_heads, head = item % kv.num_heads;
             const float* x = args->qkv + token * (num_heads + 2 * kv.num_heads) * size;
             const int64_t angles = step->positions[token] * (size / 2);
             const float *cos = args->cos + angles, *sin = args->sin + angles;
-            for (int64_t head = 0; head < num_heads; head++, x += size) {
-                turn(x, args->q_norm, args->eps, cos, sin, size, turned);
-                round_to_bf16(turned, size, args->q + (token * num_heads + head) * size);
-            }
             const int64_t block = step->slots[token] / kv.block_size, offset = step->slots[token] % kv.block_size;
-            for (int64_t head = 0; head < kv.num_heads; head++, x += size) {
-                const int64_t line = line_index(kv, block, offset, head);
-                turn(x, args->k_norm, args->eps, cos, sin, size, turned);
-                write_key(kv, line, turned);
-                write_value(kv, line, x + kv.num_heads * size);
+            const int64_t line = line_index(kv, block, offset, head);
+            fetch_line(kv, line);
+            for (int64_t query = head * per_key; query < (head + 1) * per_key; query++) {
+                turn(x + query * size, args->q_norm, args->eps, cos, sin, size, turned);
+                round_to_bf16(turned, size, args->q + (token * num_heads + query) * size);
             }
+            turn(x + (num_heads + head) * size, args->k_norm, args->eps, cos, sin, size, turned);
+            write_key(kv, line, turned);
+            write_value(kv, line, x + (num_heads + kv.num_heads + head) * size);
         }
     });
 }

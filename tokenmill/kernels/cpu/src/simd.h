@@ -278,6 +278,7 @@ INLINE void interleave(i32x16 x, i32x16 y, i32x16& low, i32x16& high) {
 
 INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+INLINE void prefetch_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 
 // ---- the processor's own width ------------------------------------------------------------------------------
 //

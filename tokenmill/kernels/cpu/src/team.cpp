@@ -15,7 +15,7 @@ INLINE void relax() {
 
 }  // namespace
 
-Pool::Pool(int size) : size_(size < 1 ? 1 : size) {
+Pool::Pool(int size) : size_(size < 1 ? 1 : size), counters_(size_) {
     for (int rank = 1; rank < size_; rank++) threads_.emplace_back([this, rank] { work(rank); });
 }
 
@@ -33,7 +33,7 @@ void Pool::run(void (*task)(void*, Team&), void* context) {
         started_.fetch_add(1, std::memory_order_release);
         started_.notify_all();
     }
-    Team team{*this, 0, size_};
+    Team team{*this, 0, size_, nullptr, nullptr};
     task(context, team);
     team.barrier();
 }
@@ -46,7 +46,7 @@ void Pool::work(int rank) {
         started_.wait(seen, std::memory_order_acquire);
         seen = started_.load(std::memory_order_acquire);
         if (stopping_) return;
-        Team team{*this, rank, size_};
+        Team team{*this, rank, size_, nullptr, nullptr};
         task_(context_, team);
         team.barrier();
     }
@@ -54,18 +54,21 @@ void Pool::work(int rank) {
 
 void Team::barrier() {
     if (size == 1) {
-        pool.next_.store(0, std::memory_order_relaxed);
+        pool.counters_[0].taken.store(0, std::memory_order_relaxed);
         return;
     }
     const uint32_t phase = pool.phase_.load(std::memory_order_relaxed);
     if (pool.arrived_.fetch_add(1, std::memory_order_acq_rel) == uint32_t(size - 1)) {
-        pool.next_.store(0, std::memory_order_relaxed);
+        for (auto& counter : pool.counters_) counter.taken.store(0, std::memory_order_relaxed);
         pool.arrived_.store(0, std::memory_order_relaxed);
         pool.phase_.store(phase + 1, std::memory_order_release);
         return;
     }
     for (int spins = 0; pool.phase_.load(std::memory_order_acquire) == phase; spins++) {
-        if (spins < kSpinsBeforeYield)
+        if (ahead < ahead_end) {
+            prefetch_l2(ahead);
+            ahead += 64;
+        } else if (spins < kSpinsBeforeYield)
             relax();
         else
             std::this_thread::yield();
