@@ -4,6 +4,7 @@
 # make fuzz SECONDS=3600  every parser, fed with what is almost right, for so long
 # make soak MINUTES=30  a server under load and chaos, and all that must hold: results/soak.json
 # make test-clients  other people's clients against a server, in an environment of their own
+# make gpu      on a GPU, with the Python and PyTorch that are there: tests, kernels, steps, throughput, a score-card
 # make check    format, lint, types, architecture
 # make fmt      format and fix what can be fixed by itself
 # make clean    remove environments and caches
@@ -18,11 +19,13 @@ ARGS ?=
 TESTS ?=
 SECONDS ?= 60
 MINUTES ?= 30
+STAGES ?= tests,kernels,step,offline,peers,probe
+OUT ?= results
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: serve test test-heavy test-clients fuzz soak check fmt clean
+.PHONY: serve test test-heavy test-clients fuzz soak gpu check fmt clean
 
 # Byte-compiling torch and transformers takes longer than installing them; Python does it on first import.
 PIP_INSTALL = -m pip install --no-compile --disable-pip-version-check
@@ -56,6 +59,12 @@ fuzz: .venv-test/installed
 
 soak: .venv/installed
 	@.venv/bin/tokenmill bench soak "$(MODEL)" --minutes $(MINUTES) --isolate --output results/soak.json $(ARGS)
+
+# Installs nothing: a machine with a GPU has a PyTorch of its own, and often no way to the package index.
+gpu: PYTHON = python3
+gpu: MINUTES = 9.5
+gpu:
+	@PYTHONPATH=. $(PYTHON) -m tokenmill bench gpu --minutes $(MINUTES) --stages $(STAGES) --output "$(OUT)" $(ARGS)
 
 # Their requirements must not decide what the engine runs with, so they do not share its environment.
 test-clients: .venv-test/installed .venv-clients/installed

@@ -29,6 +29,8 @@ def test_a_real_server_and_the_client_agree() -> None:
     assert compared["e2e_s"]["server"] > 20 * 0.02
     assert compared["e2e_s"]["ratio"] == pytest.approx(1, abs=0.1)
     assert compared["ttft_s"]["ratio"] == pytest.approx(1, abs=0.4)
+    assert 0 < compared["ttft_s"]["between_s"] < compared["ttft_s"]["client"]
+    assert compared["e2e_s"]["accounted"] == pytest.approx(1, abs=0.1)
 
 
 def outcome(sent_s: float, first_s: float, end_s: float) -> Outcome:
@@ -52,6 +54,11 @@ def test_means_are_what_the_histograms_grew_by() -> None:
     assert found["e2e_s"] == pytest.approx({"client": 1.5, "server": 1.35, "ratio": 0.9})
     assert found["output_tokens"] == {"client": 10.0, "server": 20.0, "ratio": 2.0}
     assert "input_tokens" not in found
+    found = agreement(outcomes, before, after, [0.005, 0.015])
+    assert found is not None
+    accounted = {"client": 0.2, "server": 0.19, "ratio": 0.95, "between_s": 0.01, "accounted": 1.0}
+    assert found["ttft_s"] == pytest.approx(accounted)
+    assert "between_s" not in found["output_tokens"]
 
 
 def test_what_cannot_be_compared_is_not() -> None:

@@ -23,7 +23,7 @@ def test_the_figures_of_a_server_that_refuses() -> None:
     over = found["overload"]
     assert over["rate_per_s"] == pytest.approx(5 * found["capacity"]["requests_per_s"])
     assert [point["part_of_capacity"] for point in found["points"]] == [0.6, 0.8, 0.9, 1.0]
-    assert found["peak_goodput_per_s"] == max(point["goodput"]["requests_per_s"] for point in found["points"])
+    assert found["peak_goodput_per_s"] == max(point["sustained"]["goodput_per_s"] for point in found["points"])
     assert over["refusals"]["count"] > 0
     assert over["refusals"]["other_errors"] == 0
     assert over["refusals"]["count"] + over["requests"]["completed"] == over["requests"]["sent"]

@@ -31,6 +31,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 20, "num_heads": 6, "num_kv_heads": 2, "head_dim": 32},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 64, "tie_word_embeddings": True},
+    "qwen3_moe": {"moe_intermediate_size": 96, "num_experts": 9, "norm_topk_prob": False, "mlp_only_layers": [0]},
+    "mixtral": {"num_local_experts": 3},
 }
 FORMS = {
     "bf16": Precision("fast", "bf16", "bf16", "bf16"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tokenmill import __version__
 
 PACKAGES = ("torch", "numpy", "tokenizers", "uvicorn", "starlette")
 ROOT = Path(__file__).resolve().parents[2]
+_FOLDERS = re.compile(r"(?<![\w.…])/(?:[^\s/'\"]+/)+")
 
 
 def machine_record() -> dict[str, Any]:
@@ -44,6 +46,15 @@ def make_result(kind: str, figures: Mapping[str, Any]) -> dict[str, Any]:
         "machine": machine_record(),
         **figures,
     }
+
+
+def without_folders(value: Any) -> Any:
+    """``value`` with the folders of this machine, which are not for the record, cut from every text in it."""
+    if isinstance(value, str):
+        return _FOLDERS.sub("…/", value)
+    if isinstance(value, Mapping):
+        return {name: without_folders(each) for name, each in value.items()}
+    return [without_folders(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:

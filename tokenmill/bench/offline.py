@@ -171,7 +171,7 @@ class _Worker:
             "options": dict(self.options),
             "precision": self.ready["precision"],
             "threads": self.ready["threads"],
-            **_figures(turn),
+            **figures_of(turn),
             "errors": turn["errors"],
             "steps": turn["steps"],
             "preemptions": turn["preemptions"],
@@ -202,7 +202,7 @@ class _Worker:
             lengths = [(r["input_tokens"], r["output_tokens"]) for r in turn["requests"]]
             foreseen = foresee(self.ready["about"], config, lengths, turn["ceilings"])
             at_once = len(lengths) <= QUEUE_PER_SEQUENCE * config.scheduler.max_seqs
-            ratios.append(compare(_figures(turn), foreseen, at_once=at_once))
+            ratios.append(compare(figures_of(turn), foreseen, at_once=at_once))
         names = [name for name in ratios[0] if all(name in each for each in ratios)]
         return {
             "measured_to_foreseen": {name: statistics.median(each[name] for each in ratios) for name in names},
@@ -236,7 +236,7 @@ class _Worker:
         return {"used_bytes_per_s": per_s, "measured_bytes_per_s": measured, "share": per_s / measured}
 
 
-def _figures(turn: Mapping[str, Any]) -> dict[str, Any]:
+def figures_of(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn in the form that all results share."""
     requests = turn["requests"]
     timelines = [Timeline(r["ttft_s"], r["e2e_s"], (), r["output_tokens"]) for r in requests]
@@ -278,7 +278,7 @@ def _serve_parent(lines: Iterator[str], answers: IO[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in launch.py, before torch is there
     import torch
 
-    from tokenmill.launch import resident_bytes
+    from tokenmill.launch.machine import resident_bytes
     from tokenmill.llm import LLM
 
     def answer(found: Mapping[str, Any]) -> None:
@@ -294,7 +294,7 @@ def _serve_parent(lines: Iterator[str], answers: IO[str]) -> None:
         limits = Limits(num_blocks=ledger.num_blocks, block_size=ledger.block_size)
         foreseen = {group: ledger.group_bytes(group) for group in MEMORY_GROUPS}
         llm.launched.engine.telemetry = Telemetry()
-        _answer_turn(llm, [(WARMUP_TOKENS, WARMUP_TOKENS)] * WARMUP_PROMPTS, "warm-up")
+        answer_turn(llm, [(WARMUP_TOKENS, WARMUP_TOKENS)] * WARMUP_PROMPTS, "warm-up")
         answer(
             {
                 "model": checkpoint.name,
@@ -312,10 +312,11 @@ def _serve_parent(lines: Iterator[str], answers: IO[str]) -> None:
         )
         for line in lines:
             turn = json.loads(line)
-            answer(_answer_turn(llm, turn["lengths"], turn["seed"]))
+            answer(answer_turn(llm, turn["lengths"], turn["seed"]))
 
 
-def _answer_turn(llm: Any, lengths: Sequence[tuple[int, int]], seed: str) -> dict[str, Any]:
+def answer_turn(llm: Any, lengths: Sequence[tuple[int, int]], seed: str) -> dict[str, Any]:
+    """Answer random prompts of these lengths (prompt, output); ``llm``: an ``LLM`` whose engine has telemetry."""
     from tokenmill.core.params import SamplingParams
 
     chance, vocab = random.Random(seed), llm.launched.limits.vocab_size

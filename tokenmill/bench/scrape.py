@@ -2,7 +2,8 @@
 
 Kept are the gauges and counters that say how busy an engine is, under whatever name it gives them: requests running and
 waiting, cache use, tokens, preemptions, prefix hits, memory and processor time. Series that differ only in labels are
-added up. A server without metrics, or one that stops answering, costs the figures and not the run.
+added up. All through the run the round trip of a question is measured that is answered at once. A server without
+metrics, or one that stops answering, costs the figures and not the run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tokenmill.bench.http import Client, HttpFailure
 from tokenmill.bench.serve import Outcome
 
 INTERVAL_S = 1.0
+ROUND_TRIP_EVERY_S = 0.05
+ROUND_TRIP_PATH = "/health"
 TIMEOUT_S = 5.0
 LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
 KEPT = re.compile(
@@ -55,6 +58,8 @@ class Scrape:
     samples: list[dict[str, float]] = field(default_factory=list)
     sums: list[dict[str, float]] = field(default_factory=list)
     """Of the first and the last reading, what the client's own figures are compared with."""
+    round_trips_s: list[float] = field(default_factory=list)
+    """Of requests to the server that have their answer at once."""
     failed: int = 0
     error: str | None = None
     """The last one."""
@@ -87,7 +92,7 @@ class Scrape:
 
     def agreement(self, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
         """The server's figures beside the client's (``bench/agreement.py``); None where they cannot be compared."""
-        return agreement(outcomes, self.sums[0], self.sums[-1]) if len(self.sums) > 1 else None
+        return agreement(outcomes, self.sums[0], self.sums[-1], self.round_trips_s) if len(self.sums) > 1 else None
 
 
 @asynccontextmanager
@@ -111,9 +116,22 @@ async def scraping(url: str | None, server: Client) -> AsyncIterator[Scrape | No
             await asyncio.sleep(INTERVAL_S)
             await scrape.read(client, path, began_s)
 
-    task = asyncio.create_task(read_on())
+    async def go_and_come() -> None:
+        async with server.pooled() as kept:
+            while True:
+                sent_s = time.perf_counter()
+                try:
+                    await kept.get(ROUND_TRIP_PATH)
+                except HttpFailure:
+                    return  # it has no such address
+                scrape.round_trips_s.append(time.perf_counter() - sent_s)
+                await asyncio.sleep(ROUND_TRIP_EVERY_S)
+
+    tasks = [asyncio.create_task(read_on()), asyncio.create_task(go_and_come())]
     try:
         yield scrape
     finally:
-        task.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await scrape.read(client, path, began_s)

@@ -22,12 +22,14 @@ from tokenmill.core.params import SamplingParams
 Command = Callable[..., Any]
 
 ENGINE_HELP: Mapping[str, str] = {
-    "kernels": "fast: compiled for this processor; reference: plain PyTorch; auto: fast where it can be had.",
-    "weights": "How the fast kernels hold weights, quantised on loading; auto: int8.",
-    "lm_head": "The same for the output matrix; auto: bf16 beside bf16 weights, else int8.",
+    "device": "What computes: cpu, or a GPU (cuda); auto: a GPU if there is one that can serve the model.",
+    "kernels": "fast: made for the device; reference: plain PyTorch on the CPU; auto: fast where it can be had.",
+    "weights": "How the fast kernels hold weights, quantised on loading; auto: int8 on a CPU, bf16 on a GPU.",
+    "lm_head": "The same for the output matrix; auto: bf16 on a GPU and beside bf16 weights, else int8.",
     "group_size": "Inputs that share a scale in quantised weights; if not given, 128, 64 or 32, what divides.",
     "weight_only": "Multiply quantised weights with activations in bf16: closer to the checkpoint, and slower.",
     "keep_packed": "Keep packed weights in a file beside the checkpoint, for the next start.",
+    "random_weights": "Draw the weights instead of reading them: speed and memory from config.json alone, no sense.",
     "dtype": "Precision of the reference kernels; given, it chooses them; auto: float32.",
     "served_name": "The id that clients use; the model's own name if not given.",
     "max_context": "Longest prompt + answer in tokens; if not given, the model's, as far as the KV pool holds it.",
@@ -36,16 +38,16 @@ ENGINE_HELP: Mapping[str, str] = {
     "num_blocks": "Blocks in the KV pool; if not given, from --kv-memory-bytes.",
     "kv_memory_bytes": "Memory for KV blocks (4GB, 512MiB); if not given, from what the machine has free.",
     "prefix_caching": "Reuse computed blocks for equal prefixes.",
-    "kv": "How the fast kernels hold keys and values; auto: bf16.",
-    "max_seqs": "Most sequences in a step.",
-    "max_step_tokens": "Most tokens computed in a step; longer prompts are computed in chunks.",
+    "kv": "How the fast kernels hold keys and values; auto: bf16; in 8 bits: int8 on a CPU, fp8 on a GPU.",
+    "max_seqs": "Most sequences in a step; on a GPU 256 if not given.",
+    "max_step_tokens": "Most tokens computed in a step; longer prompts in chunks; on a GPU 8192 if not given.",
     "policy": "Who runs next.",
     "batching": "When sequences may join the batch.",
     "batch_wait_s": "Dynamic batching: seconds to wait for a full batch.",
     "preemption": "What happens to a running sequence whose blocks are needed.",
     "itl_slo_s": "Cut prompt chunks so that a step stays under this many seconds.",
     "tenant_weights": "Fair share: NAME=WEIGHT, may be repeated.",
-    "depth": "Steps in flight: 2 plans one step ahead.",
+    "depth": "Steps in flight: 2 plans one step ahead, as a GPU does if not given.",
     "journal": "Write every plan and result to this file (tokenmill replay reads it).",
     "ceilings": "What MFU and MBU are shares of: measure (at the start), none, a device, or a probe's file.",
 }
@@ -66,6 +68,7 @@ SAMPLING_HELP: Mapping[str, str] = {
     "stop": "End before this text; may be repeated.",
     "ignore_eos": "Go on after the model's end.",
     "seed": "Draw the same again with the same seed.",
+    "deterministic": "On a GPU: the same tokens in any company, at a price; on a CPU that always holds.",
     "logprobs": "Report log-probabilities, and this many likeliest tokens.",
 }
 

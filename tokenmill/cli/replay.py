@@ -13,6 +13,7 @@ from tokenmill.core.engine_config import EngineConfig
 MAX_SHOWN = 10
 HEADER_OPTIONS = (
     "model",
+    "device",
     "kernels",
     "weights",
     "lm_head",

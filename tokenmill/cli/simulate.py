@@ -136,7 +136,7 @@ def _simulated(options: Mapping[str, Any]) -> Simulated:
     shape, hardware = find_shape(options["model"]), find(options["hardware"])
     engine = options["engine"] or ("tokenmill" if hardware.kind == "cpu" else None)
     precision = options["precision"] or shape.quantization or "bf16"
-    formats = served_formats(precision, options["kv"], engine if hardware.kind == "cpu" else None, shape.head_dim)
+    formats = served_formats(precision, options["kv"], engine, shape.head_dim, hardware.kind)
     layout = Layout(tp=options["tp"], pp=options["pp"], dp=options["dp"], ep=options["ep"])
     layout.check(shape)
     path = options["calibration"]

@@ -7,7 +7,7 @@ unknown name is refused with the nearest known one.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from tokenmill.core.errors import ConfigError
@@ -16,8 +16,13 @@ PolicyName = Literal["fcfs", "sjf", "priority", "deadline", "fair"]
 BatchingName = Literal["continuous", "dynamic", "static"]
 PreemptionName = Literal["recompute", "refuse"]
 KernelsName = Literal["auto", "fast", "reference"]
-WeightsName = Literal["auto", "bf16", "int8", "int4"]
-KvName = Literal["auto", "bf16", "int8"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+WeightsName = Literal["auto", "bf16", "int8", "int4", "fp8"]
+KvName = Literal["auto", "bf16", "int8", "fp8"]
+
+GPU_DEFAULTS = {"max_seqs": 256, "max_step_tokens": 8192, "depth": 2}
+"""What is left open is this on a GPU: a step there reads the weights for hundreds of sequences in the time it takes for
+one, a prompt of thousands of tokens is what fills the chip, and it computes while the host plans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +31,24 @@ class ModelSource:
 
     model: str = "story"
     """A folder, a hub name (``org/name``), or a built-in model: ``story``, ``story-draft``."""
+    device: DeviceName = "auto"
+    """What computes: ``cpu``, or a GPU (``cuda``, which is also what PyTorch calls an AMD one); auto: a GPU if there is
+    one that can serve the model."""
     kernels: KernelsName = "auto"
-    """``fast``: compiled for this processor; ``reference``: plain PyTorch; auto: fast where it can be had."""
+    """``fast``: made for the device; ``reference``: plain PyTorch on the CPU; auto: fast where it can be had."""
     weights: WeightsName = "auto"
-    """How the fast kernels hold weights; quantised on loading. auto: int8."""
+    """How the fast kernels hold weights; quantised on loading. auto: int8 on a CPU, bf16 on a GPU. fp8: only there."""
     lm_head: WeightsName = "auto"
-    """The same for the output matrix; auto: bf16 beside bf16 weights, else int8."""
+    """The same for the output matrix; auto: bf16 on a GPU and beside bf16 weights, else int8."""
     group_size: int | None = None
     """Inputs that share a scale in quantised weights; None: 128, 64 or 32, the first that divides a matrix's width."""
     weight_only: bool = False
     """Multiply quantised weights with activations in bf16: closer to the checkpoint, and slower."""
     keep_packed: bool = True
     """Keep packed weights in a file beside the checkpoint, for the next start."""
+    random_weights: bool = False
+    """Draw the weights instead of reading them: the speed and memory of a model of which only the configuration (and
+    some tokenizer) is here; what it says is noise."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the reference kernels; given, it chooses them. auto: float32."""
     served_name: str | None = None
@@ -65,7 +76,7 @@ class CacheConfig:
     prefix_caching: bool = True
     """Keep computed blocks by content and reuse them for equal prefixes."""
     kv: KvName = "auto"
-    """How the fast kernels hold keys and values; auto: bf16."""
+    """How the fast kernels hold keys and values; auto: bf16. In 8 bits: int8 on a CPU, fp8 on a GPU."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.block_size <= 1024, "block_size", self.block_size, "between 1 and 1024")
@@ -77,9 +88,10 @@ class SchedulerConfig:
     """Who runs next, and how much at once."""
 
     max_seqs: int = 64
-    """Most sequences in a step."""
+    """Most sequences in a step. On a GPU 256, if not given."""
     max_step_tokens: int = 512
-    """Most tokens computed in a step: prompts longer than what is left are computed in chunks."""
+    """Most tokens computed in a step: prompts longer than what is left are computed in chunks. On a GPU 8192, if not
+    given."""
     policy: PolicyName = "fcfs"
     batching: BatchingName = "continuous"
     batch_wait_s: float = 0.05
@@ -105,12 +117,14 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     depth: int = 1
-    """Steps in flight: 1 plans each step after the last one's result; 2 plans one ahead."""
+    """Steps in flight: 1 plans each step after the last one's result; 2 plans one ahead. On a GPU 2, if not given."""
     journal: str | None = None
     """Write every plan and result to this file (``tokenmill replay`` reads it)."""
     ceilings: str = "measure"
     """What a server's MFU and MBU are shares of. ``measure``: of what this machine is seen to do at the start;
     ``none``: they are not told; else a device's name, or the file that ``tokenmill probe`` wrote."""
+    left_open: frozenset[str] = field(default=frozenset(), compare=False)
+    """Of the options whose default depends on the device, those that nobody gave; ``from_options`` knows."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.depth <= 8, "depth", self.depth, "between 1 and 8")
@@ -135,8 +149,21 @@ class EngineConfig:
             source=ModelSource(**pieces.get(ModelSource, {})),
             cache=CacheConfig(**pieces.get(CacheConfig, {})),
             scheduler=SchedulerConfig(**pieces.get(SchedulerConfig, {})),
+            left_open=frozenset(GPU_DEFAULTS.keys() - options.keys()),
             **pieces.get(cls, {}),
         )
+
+    def for_device(self, device: str) -> EngineConfig:
+        """With what was left open chosen for ``device``, ``cpu`` or ``cuda``."""
+        if device == "cpu" or not self.left_open:
+            return self
+        chosen = {name: GPU_DEFAULTS[name] for name in self.left_open}
+        scheduler = replace(
+            self.scheduler,
+            max_seqs=chosen.get("max_seqs", self.scheduler.max_seqs),
+            max_step_tokens=chosen.get("max_step_tokens", self.scheduler.max_step_tokens),
+        )
+        return replace(self, scheduler=scheduler, depth=chosen.get("depth", self.depth))
 
 
 _PIECES: tuple[type, ...] = (ModelSource, CacheConfig, SchedulerConfig)

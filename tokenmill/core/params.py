@@ -76,6 +76,9 @@ class SamplingParams:
     """Go on after the model's end-of-sequence token."""
     seed: int | None = None
     """None: drawn by the service when the request is submitted, and reported."""
+    deterministic: bool = False
+    """The same tokens in any company, however its prompt is cut and whatever is cached. On a CPU that always holds; on
+    a GPU, steps with such a request are slower (docs/explanation/independence.md)."""
     logprobs: int | None = None
     """Return each token's log-probability and those of this many likeliest tokens (0: the token's own only)."""
     prompt_logprobs: int | None = None
@@ -115,6 +118,11 @@ class SamplingParams:
             raise InvalidRequest(
                 "ignore_eos goes on after the answer's end, where a grammar allows nothing: leave one out",
                 param="ignore_eos",
+            )
+        if type(self.deterministic) is not bool:
+            kind = type(self.deterministic).__name__
+            raise InvalidRequest(
+                f"deterministic must be true or false, not {kind}", param="deterministic", code="invalid_type"
             )
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), MAX_SEED)

@@ -31,6 +31,8 @@ class ModelLimits:
     """How embeddings are made where the request does not say."""
     generates: bool = True
     """False: embeddings are all that can be asked for."""
+    is_invariant: bool = True
+    """No request's tokens depend on its company here; else those of ``deterministic`` requests alone do not."""
 
 
 def resolve(
@@ -64,11 +66,17 @@ def resolve(
         tenant=submission.tenant,
         weight=submission.weight,
         background=submission.background,
-        # Length first, so that no choice of tenant and salt can be read as another one's.
-        cache_salt=f"{len(submission.tenant)}:{submission.tenant}{submission.cache_salt}",
+        cache_salt=_salt(submission, limits),
         cache=submission.cache,
         pooling=None if submission.pooling is None else _pooling(submission.pooling, limits),
     )
+
+
+def _salt(submission: Submission, limits: ModelLimits) -> str:
+    """Who may share cached blocks. Those of deterministic requests were computed as such, and no others were."""
+    apart = submission.params.deterministic and not limits.is_invariant
+    # Length first, so that no choice of tenant and salt can be read as another one's.
+    return f"{'deterministic ' * apart}{len(submission.tenant)}:{submission.tenant}{submission.cache_salt}"
 
 
 def _pooling(wanted: Pooling, limits: ModelLimits) -> Pooling:

@@ -10,6 +10,9 @@ than ``max_seqs`` full contexts can use, no more than ``DEFAULT_KV_BYTES`` unles
 the context (the model's, as far as the pool holds it). If it does not fit, the refusal names the one option to
 change: each candidate is tried on the ledger, not guessed.
 
+On a GPU the memory is the GPU's own (``perf/device_memory.py`` has its lines): nobody else needs any of it, so the pool
+takes all that is left, as far as sequences can use it.
+
 Decimal units: 1 GB is 1e9 bytes. What any model on any device holds and computes is counted in ``perf/costs``; here is
 what this engine's own loaders, caches and kernels take.
 """
@@ -26,6 +29,7 @@ from tokenmill.core.engine_config import CacheConfig, ModelSource, SchedulerConf
 from tokenmill.core.errors import ConfigError, DoesNotFit
 from tokenmill.core.model_config import ModelConfig
 from tokenmill.core.precision import BITS, Precision, resolve_precision
+from tokenmill.perf.device_memory import weight_lines, workspace_lines
 from tokenmill.perf.shape import shape_of
 
 Group = Literal["weights", "kv", "workspace", "process"]
@@ -52,6 +56,10 @@ PROCESS_BYTES = 60_000_000
 45 MB from loading to a mixed batch, the server's modules included."""
 SPARE_SHARE = 0.05
 """Of the available memory, left to the rest of the machine: page cache, other programs' growth."""
+DEVICE_SPARE_SHARE, DEVICE_SPARE_BYTES = 0.01, 256_000_000
+"""Of a GPU's memory, at least: what the allocator loses by handing out whole pages of 2 MiB."""
+CONTEXT_BYTES = 500_000_000
+"""What the driver takes for a process before it has done anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,7 @@ class Ledger:
         """For ``--json``."""
         return {
             "precision": {
+                "device": self.precision.device,
                 "kernels": self.precision.kernels,
                 "weights": self.precision.weights,
                 "lm_head": self.precision.lm_head,
@@ -119,12 +128,14 @@ def plan_memory(
     available_bytes: int,
     *,
     missing: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Ledger:
     """Foresee every byte and resolve what was left open.
 
     Args:
         missing: why this machine cannot have the fast kernels (``core/precision.py``); None if it can.
-        available_bytes: what this process may still take, measured before loading.
+        available_bytes: what this process may still take, measured before loading; of the GPU's memory on a GPU.
+        device: what computes.
 
     Raises:
         ConfigError: an option contradicts the model (a context beyond its positions).
@@ -135,7 +146,7 @@ def plan_memory(
             f"max_context {source.max_context} is beyond the {config.max_context} positions "
             f"that the model was made for: --max-context {config.max_context}"
         )
-    demand = _Demand(config, source, cache, scheduler, available_bytes, missing)
+    demand = _Demand(config, source, cache, scheduler, available_bytes, missing, device)
     ledger = demand.ledger()
     shortage = demand.shortage(ledger)
     if shortage is None:
@@ -147,8 +158,8 @@ def plan_memory(
 
 
 def kv_position_bytes(config: ModelConfig, form: str) -> int:
-    """Bytes of one position's keys and values in all layers; in int8 each head has a scale for either."""
-    scales = 2 * config.num_layers * config.num_kv_heads * FLOAT_BYTES if form == "int8" else 0
+    """Bytes of one position's keys and values in all layers; in 8 bits each head has a scale for either."""
+    scales = 2 * config.num_layers * config.num_kv_heads * FLOAT_BYTES if form in ("int8", "fp8") else 0
     return shape_of(config).kv_elements_per_token * BITS[form] // 8 + scales
 
 
@@ -189,10 +200,11 @@ class _Demand:
     scheduler: SchedulerConfig
     available_bytes: int
     missing: str | None
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def precision(self) -> Precision:
-        return resolve_precision(self.config, self.source, self.cache, self.missing)
+        return resolve_precision(self.config, self.source, self.cache, self.missing, self.device)
 
     @property
     def position_bytes(self) -> int:
@@ -228,7 +240,12 @@ class _Demand:
 
     def ledger_for(self, context: int) -> Ledger:
         precision = self.precision
-        if precision.kernels == "fast":
+        workspace: tuple[Item, ...]
+        if self.device == "cuda":
+            weights = tuple(Item(*line) for line in weight_lines(self.config, precision))
+            lines = workspace_lines(self.config, precision, self.scheduler, context, self.cache.block_size)
+            workspace = tuple(Item(*line) for line in lines)
+        elif precision.kernels == "fast":
             weights = tuple(_packed_weights(self.config, precision))
             workspace = tuple(_buffers(self.config, precision, self.scheduler, context))
         else:
@@ -274,7 +291,8 @@ class _Demand:
         """Memory that would be enough for the context that must fit."""
         spareless = replace(self, available_bytes=0).ledger_for(self.needed_context)
         kv = max(self.blocks_for(self.needed_context), spareless.num_blocks) * self.block_bytes
-        return math.ceil((spareless.total_bytes - spareless.group_bytes("kv") + kv) / (1 - SPARE_SHARE))
+        share = SPARE_SHARE if self.device == "cpu" else DEVICE_SPARE_SHARE
+        return math.ceil((spareless.total_bytes - spareless.group_bytes("kv") + kv) / (1 - share))
 
     def _is_too_long(self, context: int) -> bool:
         return self.ledger_for(context).num_blocks < self.blocks_for(context)
@@ -290,14 +308,21 @@ class _Demand:
         one = self.blocks_for(context)
         limits = {
             f"{self.scheduler.max_seqs} full contexts": self.scheduler.max_seqs * one,
-            "the default limit": max(DEFAULT_KV_BYTES // self.block_bytes, one),
             "what is left": max(left_bytes, 0) // self.block_bytes,
         }
+        if self.device == "cpu":
+            limits["the default limit"] = max(DEFAULT_KV_BYTES // self.block_bytes, one)
         why, count = min(limits.items(), key=lambda limit: limit[1])
         return count, f"{count} blocks ({why}) × {size}"
 
     def _process(self) -> Iterator[Item]:
         """Estimates: what is neither weights nor tensors of a step."""
+        if self.device == "cuda":
+            yield Item("process", "context (estimate)", CONTEXT_BYTES, "the driver's own, before anything is done")
+            spare = max(int(self.available_bytes * DEVICE_SPARE_SHARE), DEVICE_SPARE_BYTES)
+            share = f"{DEVICE_SPARE_SHARE:.0%} of what is available"
+            yield Item("process", "pages not filled (estimate)", spare, share)
+            return
         yield Item("process", "interpreter and libraries (estimate)", PROCESS_BYTES, "threads, arenas, code")
         spare = int(self.available_bytes * SPARE_SHARE)
         yield Item("process", "left to the machine", spare, f"{SPARE_SHARE:.0%} of what is available")
@@ -314,19 +339,20 @@ def _weights(config: ModelConfig, dtype: str) -> Iterator[Item]:
 
 def _packed_weights(config: ModelConfig, precision: Precision) -> Iterator[Item]:
     """The fast kernels' weights: packed matrices; norms and biases in floats."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    layer = {
-        "attention": ((config.q_size + 2 * config.kv_size, hidden, 1), (hidden, config.q_size, 1)),
-        "mlp": ((2 * inner, hidden, 2), (hidden, inner, 1)),
-    }
-    for name, matrices in layer.items():
-        form = precision.weights
-        num_bytes = sum(
-            packed_bytes(out, width, form, precision.group_of(form, width), num_pieces=pieces)
-            for out, width, pieces in matrices
-        )
-        shapes = " + ".join(f"{out} × {width}" for out, width, _ in matrices)
-        yield Item("weights", name, config.num_layers * num_bytes, f"{config.num_layers} layers × ({shapes}) {form}")
+    hidden = config.hidden_size
+
+    def gated(inner: int) -> tuple[_Packed, ...]:
+        return (2 * inner, hidden, 2), (hidden, inner, 1)
+
+    attention: tuple[_Packed, ...] = (config.q_size + 2 * config.kv_size, hidden, 1), (hidden, config.q_size, 1)
+    yield _packed_item(precision, "attention", config.num_layers, 1, attention)
+    if config.num_dense_layers:
+        yield _packed_item(precision, "mlp", config.num_dense_layers, 1, gated(config.intermediate_size))
+    if (experts := config.experts) is not None:
+        layers, count = len(experts.layers), experts.num_experts
+        yield _packed_item(precision, "experts", layers, count, gated(experts.intermediate_size))
+        router = layers * packed_bytes(count, hidden, "bf16", 0)
+        yield Item("weights", "router", router, f"{layers} layers × {count} × {hidden} bf16")
     counts = config.parameter_counts()
     form = precision.lm_head
     if not config.tie_embeddings:
@@ -338,14 +364,29 @@ def _packed_weights(config: ModelConfig, precision: Precision) -> Iterator[Item]
     yield Item("weights", "norms and biases", small * FLOAT_BYTES, f"{small:,} × {FLOAT_BYTES} B")
 
 
+_Packed = tuple[int, int, int]
+"""Outputs and inputs of a matrix, and in how many pieces its outputs are padded."""
+
+
+def _packed_item(precision: Precision, name: str, layers: int, experts: int, matrices: tuple[_Packed, ...]) -> Item:
+    form = precision.weights
+    num_bytes = sum(
+        packed_bytes(out, width, form, precision.group_of(form, width), num_pieces=pieces)
+        for out, width, pieces in matrices
+    )
+    shapes = " + ".join(f"{out} × {width}" for out, width, _ in matrices)
+    each = f"{layers} layers × {experts} experts" if experts > 1 else f"{layers} layers"
+    return Item("weights", name, layers * experts * num_bytes, f"{each} × ({shapes}) {form}")
+
+
 def _small_parameters(config: ModelConfig) -> int:
     """Norm weights, and biases padded to the panels of their matrix."""
     hidden, inner = config.hidden_size, config.intermediate_size
     layer = 2 * hidden + (2 * config.head_dim if config.qk_norm else 0)
     layer += _padded(config.q_size + 2 * config.kv_size) if config.qkv_bias else 0
     layer += _padded(hidden) if config.out_bias else 0
-    layer += 2 * _padded(inner, PANEL // 2) + _padded(hidden) if config.mlp_bias else 0
-    return config.num_layers * layer + hidden
+    mlp = 2 * _padded(inner, PANEL // 2) + _padded(hidden) if config.mlp_bias else 0
+    return config.num_layers * layer + config.num_dense_layers * mlp + hidden
 
 
 def _padded(size: int, multiple: int = PANEL) -> int:
@@ -369,12 +410,23 @@ def _buffers(config: ModelConfig, precision: Precision, scheduler: SchedulerConf
 
 def step_buffer_bytes(config: ModelConfig) -> int:
     """Per token of the largest step: the residual stream and qkv in floats, what flows between products in bf16, and
-    their quantised form (bytes, and a scale and a sum per 32)."""
-    hidden, inner, q_size = config.hidden_size, config.intermediate_size, config.q_size
+    their quantised form (bytes, and a scale and a sum per 32). With experts, the router's logits too, and for each of a
+    token's experts a row: what goes in and through in either form, what comes out in floats, and where to."""
+    hidden, q_size = config.hidden_size, config.q_size
+    inner = config.intermediate_size if config.num_dense_layers else 0
     floats = hidden + q_size + 2 * config.kv_size
     halves = hidden + 2 * q_size + inner
-    width = max(hidden, q_size, inner)
-    return FLOAT_BYTES * floats + HALF_BYTES * halves + width + 2 * FLOAT_BYTES * (-(-width // 32))
+    per_token = FLOAT_BYTES * floats + HALF_BYTES * halves + _quantized_bytes(max(hidden, q_size, inner))
+    if (experts := config.experts) is None:
+        return per_token
+    size = experts.intermediate_size
+    per_row = (3 + hidden) * FLOAT_BYTES + HALF_BYTES * (hidden + size) + _quantized_bytes(max(hidden, size))
+    return per_token + FLOAT_BYTES * experts.num_experts + experts.num_active * per_row
+
+
+def _quantized_bytes(width: int) -> int:
+    """A row in 8 bits, with a scale and a sum per group."""
+    return width + 2 * FLOAT_BYTES * (-(-width // 32))
 
 
 def _workspace(config: ModelConfig, dtype: str, scheduler: SchedulerConfig, context: int) -> Iterator[Item]:
@@ -424,9 +476,16 @@ def _attention(config: ModelConfig, size: int, tokens: int, context: int) -> Ite
 
 
 def _mlp(config: ModelConfig, size: int, tokens: int) -> Item:
-    """Gate and up, and the activation's steps in floats."""
-    per_token = 2 * config.intermediate_size * size + 7 * config.intermediate_size * FLOAT_BYTES
-    return Item("workspace", "widest moment: MLP", tokens * per_token, f"{tokens} tokens × {per_token} B")
+    """Gate and up, and the activation's steps in floats. With experts: what all of a token's give, weighted in floats
+    too, beside the one expert that is at work, which may be every token's."""
+    inner = config.intermediate_size if config.num_dense_layers else 0
+    per_token, name = 2 * inner * size + 7 * inner * FLOAT_BYTES, "MLP"
+    if (experts := config.experts) is not None:
+        inner, hidden = experts.intermediate_size, config.hidden_size
+        outputs = experts.num_active * hidden * (size + 2 * FLOAT_BYTES)
+        routed = outputs + 2 * hidden * size + 2 * inner * size + 7 * inner * FLOAT_BYTES
+        per_token, name = max(per_token, routed), "experts" if routed > per_token else "MLP"
+    return Item("workspace", f"widest moment: {name}", tokens * per_token, f"{tokens} tokens × {per_token} B")
 
 
 def _logits(config: ModelConfig, rows: int, name: str = "widest moment: logits and sampling") -> Item:
@@ -479,14 +538,15 @@ def _candidates(demand: _Demand) -> Iterator[tuple[str, _Demand]]:
     context = replace(demand, source=replace(source, max_context=None)).longest_context()
     if 1 <= context < demand.needed_context:
         yield f"--max-context {context}", replace(demand, source=replace(source, max_context=context))
-    for tokens in (256, 128, 64, 32):
+    for tokens in (2048, 256, 128, 64, 32):
         if tokens < scheduler.max_step_tokens:
             yield f"--max-step-tokens {tokens}", replace(demand, scheduler=replace(scheduler, max_step_tokens=tokens))
     if demand.precision.weights == "float32":
         yield "--dtype bfloat16", replace(demand, source=replace(source, dtype="bfloat16"))
     if demand.precision.kernels == "fast":
         if demand.precision.kv == "bf16":
-            yield "--kv int8", replace(demand, cache=replace(cache, kv="int8"))
+            kv: Literal["int8", "fp8"] = "int8" if demand.device == "cpu" else "fp8"
+            yield f"--kv {kv}", replace(demand, cache=replace(cache, kv=kv))
         for weights in ("int8", "int4"):
             if BITS[weights] < BITS[demand.precision.weights]:
                 yield f"--weights {weights}", replace(demand, source=replace(source, weights=weights))

@@ -14,14 +14,16 @@ Where memory was short, halves need less of it: a row that finds none alone is c
 once and works the second time hurt nobody.
 
 If one sequence after the other cannot be computed, and none can, it is the machine or this program that is broken and
-not a request: the exception goes up, and the engine ends.
+not a request: the exception goes up, and the engine ends. So it does at once where a GPU reports an error: after one,
+nothing in this process can use it any more.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 MAX_BARREN = 8
 """So many different sequences, with none between that could be computed, and the machine is taken to be broken. The
 same one, sent again and again, counts once."""
+
+DEVICE_ERRORS = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]", "CUBLAS_STATUS_")
+"""What the messages of errors hold that a GPU reports."""
 
 
 @dataclass(slots=True)
@@ -78,6 +83,22 @@ class Outcome:
 
 
 Compute = Callable[[list[Row], Outcome], None]
+
+
+class DeviceFailed(RuntimeError):
+    """A GPU failed under this process, whose rows are not at fault."""
+
+
+@contextmanager
+def telling_device_failures() -> Iterator[None]:
+    """Raise ``DeviceFailed`` where a GPU reports an error, other than that its memory is short."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not any(mark in str(error) for mark in DEVICE_ERRORS):
+            raise
+        line = str(error).strip().splitlines()[0]
+        raise DeviceFailed(f"the GPU failed ({line}); only a new process can use it again") from error
 
 
 class Bisection:
@@ -143,7 +164,10 @@ class Bisection:
         pooled = {i: copy.deepcopy(row.entry.pooled) for i, row in enumerate(rows) if row.entry.pooled is not None}
         found = Outcome()
         try:
-            compute(rows, found)
+            with telling_device_failures():
+                compute(rows, found)
+        except DeviceFailed:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and costs one request)
             for i, row in enumerate(rows):
                 del row.entry.token_ids[lengths[i] :]

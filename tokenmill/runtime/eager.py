@@ -13,11 +13,11 @@ from tokenmill.kernels import ops
 from tokenmill.kernels.kv import KVTensors
 from tokenmill.models.decoder import Decoder
 from tokenmill.runtime.inputs import StepInputs
-from tokenmill.runtime.step_model import Draws
+from tokenmill.runtime.step_model import Draws, InPlace
 from tokenmill.runtime.table import Row
 
 
-class EagerModel:
+class EagerModel(InPlace):
     """A ``StepModel`` over a decoder and its KV tensors; nothing else may write those."""
 
     def __init__(self, decoder: Decoder, kv: KVTensors) -> None:

@@ -1,7 +1,8 @@
 """``LocalExecutor``: the ``Executor`` of one worker in this process.
 
-A step runs when it is submitted, so its result is there at once. With depth > 1 the plans still run in order,
-and the worker knows each step's tokens before the next plan needs them.
+A step begins when it is submitted. A model on a GPU computes it while the caller goes on, and while the next step is
+planned; on a CPU there is nobody else to compute it, and it is done when its result is asked for, or when the next
+step is submitted, which builds on it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenmill.core.step import StepPlan, StepResult
-from tokenmill.runtime.worker import Worker
+from tokenmill.runtime.worker import Begun, Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A step that has run."""
+class Running:
+    """A step that has begun."""
 
-    outcome: StepResult
+    worker: Worker
+    step: Begun
 
     def result(self) -> StepResult:
-        return self.outcome
+        return self.worker.finish(self.step)
 
 
 class LocalExecutor:
@@ -31,8 +33,8 @@ class LocalExecutor:
     def start(self) -> None:
         self.worker.warm_up()
 
-    def submit(self, plan: StepPlan) -> Done:
-        return Done(self.worker.run(plan))
+    def submit(self, plan: StepPlan) -> Running:
+        return Running(self.worker, self.worker.begin(plan))
 
     def close(self) -> None:
         """Nothing to release: weights and pool go with the worker."""

@@ -8,7 +8,7 @@ still name it, and its rows are passed over.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tokenmill.core.params import SamplingParams
@@ -18,13 +18,17 @@ from tokenmill.engine.faults import fire
 from tokenmill.runtime.pooling import Pooled
 from tokenmill.runtime.sampling import SampledSequence
 
+UNKNOWN = -1
+"""A token that is drawn, or will be, by a step in flight."""
+
 
 @dataclass(slots=True)
 class TableEntry:
     """A sequence as the worker knows it."""
 
     token_ids: list[int]
-    """Known tokens: told by the plan that brought the sequence, then drawn here."""
+    """Known tokens: told by the plan that brought the sequence, then drawn here. ``UNKNOWN`` holds the place of one
+    that a device is about to draw."""
     block_ids: array[int]
     """32-bit, so that kernels may read it where it lies."""
     sampling: SampledSequence
@@ -32,6 +36,10 @@ class TableEntry:
     failed: bool = False
     pooled: Pooled | None = None
     """The embedding that it becomes, if that is what is wanted of it; then no token is drawn."""
+    slot: int = 0
+    """Its place in what a model keeps per sequence: below the number of sequences known, and its own while it lives."""
+    num_shown: int = 0
+    """Leading entries of ``block_ids`` that a model which keeps block tables has seen."""
 
     @classmethod
     def from_new(cls, new: NewSequence, vocab_size: int, grammars: Grammars | None = None) -> TableEntry:
@@ -64,6 +72,7 @@ class SequenceTable:
     def __init__(self, vocab_size: int, grammars: Grammars | None = None) -> None:
         self._vocab_size = vocab_size
         self._grammars = grammars
+        self._free_slots: list[int] = []
         self.entries: dict[int, TableEntry] = {}
 
     def update(self, plan: StepPlan, refuse: Callable[[int, Exception], None]) -> None:
@@ -73,9 +82,10 @@ class SequenceTable:
             refuse: told of a sequence that cannot be prepared, and why; it is kept as one that failed.
         """
         for seq_id in plan.dropped:
-            del self.entries[seq_id]
+            self._free_slots.append(self.entries.pop(seq_id).slot)
         for new in plan.new:
             assert new.seq_id not in self.entries, f"sequence {new.seq_id} is new but known"
+            slot = self._free_slots.pop() if self._free_slots else len(self.entries)
             try:
                 fire("worker.prepare", new, tokens=lambda: new.token_ids)  # noqa: B023 (called at once)
                 self.entries[new.seq_id] = TableEntry.from_new(new, self._vocab_size, self._grammars)
@@ -84,8 +94,15 @@ class SequenceTable:
                 self.entries[new.seq_id] = TableEntry.from_new(plain, self._vocab_size)
                 self.entries[new.seq_id].failed = True
                 refuse(new.seq_id, error)
+            self.entries[new.seq_id].slot = slot
         for seq_id, (index, block_ids) in plan.block_updates.items():
-            self.entries[seq_id].block_ids[index:] = array("i", block_ids)
+            entry = self.entries[seq_id]
+            entry.block_ids[index:] = array("i", block_ids)
+            entry.num_shown = min(entry.num_shown, index)
+
+    def slots(self, seq_ids: Iterable[int]) -> list[int]:
+        """Where these sequences are."""
+        return [self.entries[seq_id].slot for seq_id in seq_ids]
 
     def rows(self, plan: StepPlan) -> list[Row]:
         """The plan's rows without those of failed sequences."""

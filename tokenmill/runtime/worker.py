@@ -1,4 +1,4 @@
-"""``Worker``: owns the model, the KV pool and the sequence table, and carries out one plan at a time.
+"""``Worker``: owns the model, the KV pool and the sequence table, and carries out plans.
 
 ::
 
@@ -8,7 +8,14 @@
                                          └─ prompts to embed ─ hidden states ─ pooled ─ embeddings
 
 It decides nothing. Plans come strictly in order; tokens drawn are put into the table, so the next plan may
-build on them before anyone has told what they are. A row that fails (its logits are not finite, every token
+build on them before anyone has told what they are.
+
+``begin`` takes a plan in, ``finish`` waits for what it brings. A model that draws tokens itself may be under way with
+a step when the next one begins, which builds on tokens that nobody here has seen (``UNKNOWN`` in the table until then).
+A step in which a row needs more than that (log-probabilities, a grammar, an embedding) is computed when it is finished,
+or when the next one begins: what follows such a row has to be known first.
+
+A row that fails (its logits are not finite, every token
 is banned) reports an error instead of a token; the other rows of the step never notice. Nor do they when a step
 raises: its rows are computed again in halves until the one at fault stands alone (``runtime/bisection.py``).
 """
@@ -16,6 +23,8 @@ raises: its rows are computed again in halves until the one at fault stands alon
 from __future__ import annotations
 
 import time
+from collections import deque
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -26,7 +35,7 @@ from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import NewSequence, StepPlan, StepResult, TokenLogprobs
 from tokenmill.engine.contracts import Grammars
 from tokenmill.engine.faults import fire
-from tokenmill.runtime.bisection import Bisection, Outcome
+from tokenmill.runtime.bisection import Bisection, DeviceFailed, Outcome, telling_device_failures
 from tokenmill.runtime.poison import fresh_blocks
 from tokenmill.runtime.pooling import HIDDEN_ROWS, Pooled
 from tokenmill.runtime.pooling import NOT_FINITE as HIDDEN_NOT_FINITE
@@ -35,14 +44,30 @@ from tokenmill.runtime.sampling.logprobs import describe
 from tokenmill.runtime.sampling.sampler import NOT_FINITE
 from tokenmill.runtime.sampling.stages import GREEDY_BELOW
 from tokenmill.runtime.sampling.uniform import uniform
-from tokenmill.runtime.step_model import Draws, StepModel
-from tokenmill.runtime.table import Row, SequenceTable
+from tokenmill.runtime.step_model import Draws, StepModel, Tokens
+from tokenmill.runtime.table import UNKNOWN, Row, SequenceTable
 
 PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits are held at once: a vocabulary of 150,000 takes 600 kB a row."""
 
 MIN_STEP_TOKENS = 16
 """The warm-up's step."""
+
+
+@dataclass(slots=True, eq=False)
+class Begun:
+    """A step between ``begin`` and ``finish``."""
+
+    step_id: int
+    rows: list[Row]
+    began_s: float
+    tokens: Tokens | None = None
+    """Of a step that runs; None: it is still to be computed."""
+    sampling: list[Row] = field(default_factory=list)
+    """The rows that ``tokens`` are of."""
+    outcome: Outcome = field(default_factory=Outcome)
+    seconds: float = 0.0
+    sampling_seconds: float = 0.0
 
 
 class Worker:
@@ -60,7 +85,9 @@ class Worker:
         self._table = SequenceTable(model.config.vocab_size, grammars)
         self._sampler = Sampler()
         self._bisection = Bisection()
-        self._sampling_s = 0.0  # of the step being run
+        self._sampling_s = 0.0  # of the step being computed
+        self._settled_s = 0.0  # when the last step was over
+        self._open: deque[Begun] = deque()
         if poison:
             model.poison(range(model.num_blocks))
 
@@ -80,22 +107,37 @@ class Worker:
             self.model.poison((0,))
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Carry out a plan. Raises ``NotSupported`` for drafts; anything else that raises is a bug or the machine's."""
-        began_s = time.perf_counter()
-        self._sampling_s = 0.0
+        """Carry out a plan, from beginning to end; raises what ``begin`` and ``finish`` raise."""
+        return self.finish(self.begin(plan))
+
+    def begin(self, plan: StepPlan) -> Begun:
+        """Take a plan in, and start what can be started of it.
+
+        Raises ``NotSupported`` for drafts; anything else that raises is a bug or the machine's.
+        """
         if plan.drafts:
             raise NotSupported("drafts are not verified yet; plan without them")
-        outcome = Outcome()
-        self._table.update(plan, outcome.refuse)
+        if self._open and self._open[-1].tokens is None:
+            self._settle(self._open[-1])
+        step = Begun(plan.step_id, [], time.perf_counter())
+        self.model.forget(self._table.slots(plan.dropped))
+        self._table.update(plan, step.outcome.refuse)
         if self._poison:
             self.model.poison(fresh_blocks(plan, self._table, self.model.block_size))
         if plan.copies:
             self.model.copy_blocks(plan.copies)
-        rows = self._table.rows(plan)
-        if rows:
-            self._bisection.run(self._compute, rows, outcome)
+        step.rows = self._table.rows(plan)
+        self._open.append(step)
+        self._launch(step)
+        return step
+
+    def finish(self, step: Begun) -> StepResult:
+        """Wait for a step, and for all before it. Raises where the machine is broken and not a request."""
+        if step in self._open:
+            self._settle(step)
+        outcome = step.outcome
         return StepResult(
-            plan.step_id,
+            step.step_id,
             tuple(outcome.seq_ids),
             tuple(outcome.token_ids),
             outcome.logprobs,
@@ -103,9 +145,56 @@ class Worker:
             outcome.errors,
             outcome.error_codes,
             embeddings=outcome.embeddings,
-            seconds=time.perf_counter() - began_s,
-            sampling_seconds=self._sampling_s,
+            seconds=step.seconds,
+            sampling_seconds=step.sampling_seconds,
         )
+
+    def _launch(self, step: Begun) -> None:
+        """Let the model go ahead with the step, if it can."""
+        rows = step.rows
+        if not rows or not self.model.can_launch(rows):
+            return
+        try:
+            fire("worker.step", rows, tokens=lambda: (t for row in rows for t in row.entry.token_ids))
+            with telling_device_failures():
+                step.tokens = self.model.launch(rows)
+        except DeviceFailed:
+            raise
+        except Exception:  # noqa: BLE001 (computed the long way it raises again, and then the row at fault is found)
+            return
+        step.sampling = [row for row in rows if row.samples]
+        for row in step.sampling:
+            row.entry.token_ids.append(UNKNOWN)
+
+    def _settle(self, step: Begun) -> None:
+        """Have all that ``step`` brings, and the steps before it."""
+        while self._open:
+            first = self._open.popleft()
+            first.began_s = max(first.began_s, self._settled_s)
+            self._sampling_s = 0.0
+            if first.tokens is not None:
+                self._take(first.tokens, first)
+            elif rows := [row for row in first.rows if not row.entry.failed]:
+                self._bisection.run(self._compute, rows, first.outcome)
+            self._settled_s = time.perf_counter()
+            first.seconds, first.sampling_seconds = self._settled_s - first.began_s, self._sampling_s
+            if first is step:
+                return
+
+    def _take(self, tokens: Tokens, step: Begun) -> None:
+        """Wait for the tokens of a step that was launched, and put them in their places."""
+        with telling_device_failures():
+            drawn = tokens.wait()
+        outcome = step.outcome
+        for row, token_id in zip(step.sampling, drawn, strict=True):
+            if row.entry.failed:
+                continue  # told before: this step began when it was not known
+            if token_id < 0:
+                outcome.fail(row, NOT_FINITE.format(position=row.end))
+                continue
+            row.entry.token_ids[row.end] = token_id
+            outcome.seq_ids.append(row.seq_id)
+            outcome.token_ids.append((token_id,))
 
     def _compute(self, rows: list[Row], outcome: Outcome) -> None:
         ends = list(accumulate(row.end - row.start for row in rows))
@@ -125,7 +214,7 @@ class Worker:
 
     def _take_plain(self, rows: list[Row], sampling: list[int], outcome: Outcome) -> list[int]:
         """Let the model choose where a token is all that is wanted; returns the rows left to the sampler."""
-        if not any(rows[i].entry.sampling.is_plain for i in sampling):
+        if not any(self.model.chooses(rows[i]) for i in sampling):
             return sampling
         began_s = time.perf_counter()
         chosen = self.model.choose(_draws([rows[i].entry.sampling for i in sampling]))

@@ -7,17 +7,30 @@ device or a version of PyTorch has no function for is left out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tokenmill.bench.probe.samples import Samples, rates, times
 
-MATRIX, QUICK_MATRIX = 8192, 4096
-COPY_BYTES = 1_000_000_000
-CALLS = 1000
-PRODUCTS = 4
 PLAIN = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is done."""
+
+    matrix: int = 8192
+    copy_bytes: int = 1_000_000_000
+    copies: int = 8
+    """One after the other, so that waiting for them is a hundredth of what is timed."""
+    calls: int = 1000
+    products: int = 4
+
+
+FULL, QUICK, TOY = Sizes(), Sizes(matrix=4096), Sizes(64, 1_000_000, 2, 10, 1)
+"""``TOY`` is for a rehearsal on the CPU."""
 
 FAMILIES = {
     (7, 0): "volta",
@@ -35,29 +48,36 @@ FAMILIES = {
 """By compute capability."""
 
 
-def measure(repeat: int, quick: bool, progress: Callable[[str], None]) -> dict[str, Samples]:
-    """Every figure of the current device."""
+def measure(
+    repeat: int, sizes: Sizes, progress: Callable[[str], None], device: torch.device | str = "cuda"
+) -> dict[str, Samples]:
+    """Every figure of ``device``."""
+    device = torch.device(device)
     progress("memory bandwidth")
-    found = _copies(repeat)
-    size = QUICK_MATRIX if quick else MATRIX
+    found = _copies(repeat, sizes, device)
+    size = sizes.matrix
     for name in (*PLAIN, "int8", "fp8"):
         progress(f"products in {name}")
         try:
-            seconds = times(_synchronised(_product(name, size), PRODUCTS), repeat)
-        except RuntimeError:  # no units for the type, or no function
+            seconds = times(_synchronised(product(name, size, device), sizes.products, device), repeat)
+        except (RuntimeError, NotImplementedError):  # no units for the type, or no function
             continue
-        found[f"peaks.{name}"] = rates(PRODUCTS * 2.0 * size**3, seconds, f"torch, {size} × {size} × {size}")
+        found[f"peaks.{name}"] = rates(sizes.products * 2.0 * size**3, seconds, f"torch, {size} × {size} × {size}")
     progress("launch")
-    one = torch.zeros(1, device="cuda")
-    launches = [seconds / CALLS for seconds in times(_synchronised(lambda: one.add_(1), CALLS), repeat)]
+    one, calls = torch.zeros(1, device=device), sizes.calls
+    launches = [seconds / calls for seconds in times(_synchronised(lambda: one.add_(1), calls, device), repeat)]
     return found | {
-        "launch_latency_s": Samples(tuple(launches), f"{CALLS} small kernels in a row, eager", seconds=True)
+        "launch_latency_s": Samples(tuple(launches), f"{calls} small kernels in a row, eager", seconds=True)
     }
 
 
 def describe() -> dict[str, Any]:
     """What the driver says about the device: fields of ``Hardware``."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return description_of(torch.cuda.get_device_properties(torch.cuda.current_device()), torch.cuda.device_count())
+
+
+def description_of(properties: Any, num_devices: int) -> dict[str, Any]:
+    """The same from what PyTorch tells of a device."""
     rocm = getattr(torch.version, "hip", None) is not None
     family = properties.gcnArchName.split(":")[0] if rocm else FAMILIES.get((properties.major, properties.minor))
     return {
@@ -66,49 +86,55 @@ def describe() -> dict[str, Any]:
         "vendor": "amd" if rocm else "nvidia",
         "family": family or f"sm{properties.major}{properties.minor}",
         "memory_bytes": float(properties.total_memory),
-        "devices_per_node": torch.cuda.device_count(),
+        "devices_per_node": num_devices,
     }
 
 
-def _copies(repeat: int) -> dict[str, Samples]:
+def _copies(repeat: int, sizes: Sizes, device: torch.device) -> dict[str, Samples]:
     """Within the device (each byte is read and written), and from pinned memory of the host."""
-    a = torch.ones(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    a = torch.empty(sizes.copy_bytes // 4, device=device).normal_()
     b = torch.empty_like(a)
-    pinned = torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory()
-    inside = times(_synchronised(lambda: b.copy_(a), 1), repeat)
-    host = times(_synchronised(lambda: b.copy_(pinned, non_blocking=True), 1), repeat)
+    pinned = torch.empty(sizes.copy_bytes // 4, pin_memory=device.type == "cuda").normal_()
+    inside = times(_synchronised(lambda: b.copy_(a), sizes.copies, device), repeat)
+    host = times(_synchronised(lambda: b.copy_(pinned, non_blocking=True), 1, device), repeat)
+    size = f"{sizes.copy_bytes / 1e9:g} GB"
     return {
-        "memory_bytes_per_s": rates(2 * COPY_BYTES, inside, "copying 1 GB within the device, read and written"),
-        "host_link_bytes_per_s": rates(COPY_BYTES, host, "copying 1 GB from pinned memory"),
+        "memory_bytes_per_s": rates(
+            sizes.copies * 2 * sizes.copy_bytes, inside, f"copying {size} within the device, read and written"
+        ),
+        "host_link_bytes_per_s": rates(sizes.copy_bytes, host, f"copying {size} from pinned memory"),
     }
 
 
-def _product(name: str, size: int) -> Callable[[], object]:
+def product(name: str, size: int, device: torch.device | str) -> Callable[[], object]:
     """A product of two square matrices of random values: equal ones would draw less power, and so run faster.
 
+    The first call tells whether the device and this version of PyTorch have a function for it.
+
     Raises:
-        RuntimeError: not on this device, or not with this version of PyTorch.
+        RuntimeError: they have not, as is known beforehand.
     """
-    if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if name == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError("no units for bf16")
-    a, b = (torch.randn(size, size, device="cuda") for _ in range(2))
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
     if name == "int8":
         left, right = a.mul(40).to(torch.int8), b.mul(40).to(torch.int8).t()
         return lambda: torch._int_mm(left, right)
     if name == "fp8":
         left, right = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-        scale = torch.ones((), device="cuda")
+        scale = torch.ones((), device=device)
         return lambda: torch._scaled_mm(left, right, scale, scale, out_dtype=torch.bfloat16)
     left, right = a.to(PLAIN[name]), b.to(PLAIN[name])
     return lambda: torch.mm(left, right)
 
 
-def _synchronised(call: Callable[[], object], count: int) -> Callable[[], None]:
+def _synchronised(call: Callable[[], object], count: int, device: torch.device) -> Callable[[], None]:
     """``count`` calls, and waiting until the device has done them."""
 
     def run() -> None:
         for _ in range(count):
             call()
-        torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return run

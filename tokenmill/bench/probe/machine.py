@@ -85,7 +85,7 @@ def run(
     if device == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("device: PyTorch sees no CUDA device here; cpu can be probed")
-        samples, description = cuda.measure(repeat, quick, progress), cuda.describe()
+        samples, description = cuda.measure(repeat, cuda.QUICK if quick else cuda.FULL, progress), cuda.describe()
         left_out.append("all-reduce: not measured between CUDA devices")
     else:
         num_threads = num_threads or available_cores()

@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "kernels": ("tokenmill.cli.bench.kernels:kernels", "Each CPU kernel's share of what this machine can do."),
     "start": ("tokenmill.cli.bench.start:start", "From the command to the first token, stage by stage."),
     "step": ("tokenmill.cli.bench.step:step", "Where a decoding step's time goes, kernel by kernel."),
+    "gpu": ("tokenmill.cli.bench.gpu:gpu", "Everything on a GPU in ten minutes, and a score-card."),
     "quality": ("tokenmill.cli.bench.quality:quality", "What each precision costs, against the reference."),
     "grammar": ("tokenmill.cli.bench.grammar:grammar", "What structured output costs: compiling, and masks."),
     "kv-waste": ("tokenmill.cli.bench.kv_waste:kv_waste", "KV memory that holds nothing, on a trace of lengths."),

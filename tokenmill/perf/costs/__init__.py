@@ -11,7 +11,16 @@ The only home of these formulas. Nothing here knows a device or a second: ``perf
 """
 
 from tokenmill.perf.costs.collectives import Message
-from tokenmill.perf.costs.formats import Format, Formats, cpu_formats, format_named, formats_named, served_formats
+from tokenmill.perf.costs.formats import (
+    Format,
+    Formats,
+    cpu_formats,
+    device_formats,
+    format_named,
+    formats_named,
+    own_formats,
+    served_formats,
+)
 from tokenmill.perf.costs.layout import Layout
 from tokenmill.perf.costs.ops import Op, step_ops
 from tokenmill.perf.costs.storage import (
@@ -32,10 +41,12 @@ __all__ = [
     "Rows",
     "Work",
     "cpu_formats",
+    "device_formats",
     "format_named",
     "formats_named",
     "kv_bytes_per_token",
     "largest_batch_of",
+    "own_formats",
     "reserved_bytes",
     "served_formats",
     "state_bytes",

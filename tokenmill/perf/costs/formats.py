@@ -128,6 +128,25 @@ def cpu_formats(precision: Precision, head_dim: int) -> Formats:
     return Formats(weights, None, head, head, Format(precision.kv, bits, "bf16"), Format("bf16", 16, "bf16"))
 
 
+def device_formats(precision: Precision, head_dim: int) -> Formats:
+    """Of this engine's own GPU kernels: integers with a 16-bit scale per group, multiplied in bf16; FP8 with a scale
+    per output, multiplied as such."""
+
+    def matrix(name: str) -> Format:
+        if name in ("int8", "int4"):
+            return Format(name, BITS[name] + SCALE_BITS / (precision.group_size or GROUPS[0]), "bf16")
+        return format_named(name)
+
+    table = _FORMATS["fp32" if precision.weights == "float32" else "bf16"]
+    kv = Format(precision.kv, BITS[precision.kv] + (32 / head_dim if precision.kv == "fp8" else 0), "bf16")
+    return Formats(matrix(precision.weights), None, matrix(precision.lm_head), table, kv, table)
+
+
+def own_formats(precision: Precision, head_dim: int) -> Formats:
+    """Of this engine on the device that ``precision`` is for."""
+    return device_formats(precision, head_dim) if precision.device == "cuda" else cpu_formats(precision, head_dim)
+
+
 _OWN = {
     "bf16": "bf16",
     "int8": "int8",
@@ -140,10 +159,18 @@ _OWN = {
 """Names of what this engine's CPU kernels hold weights in; those that end in a16 keep activations in bf16."""
 
 
-def served_formats(name: str, kv: str | None, engine: str | None, head_dim: int) -> Formats:
-    """``formats_named``, but of this engine on a CPU (``tokenmill``) what its ``--weights`` of that name means."""
-    weights = _OWN.get(name.lower())
-    if engine != "tokenmill" or weights is None or kv not in (None, "bf16", "int8"):
+_OWN_ON_DEVICE = {"bf16": "bf16", "fp8": "fp8", "int8": "int8", "int4": "int4", "w8a16": "int8", "w4a16": "int4"}
+"""The same of its GPU kernels."""
+
+
+def served_formats(name: str, kv: str | None, engine: str | None, head_dim: int, kind: str = "cpu") -> Formats:
+    """``formats_named``, but of this engine (``tokenmill``) what its ``--weights`` of that name means on a device of
+    that ``kind``, a CPU or a GPU."""
+    if engine == "tokenmill" and kind == "gpu" and name.lower() in _OWN_ON_DEVICE and kv in (None, "bf16", "fp8"):
+        weights = _OWN_ON_DEVICE[name.lower()]
+        return device_formats(Precision("fast", weights, "bf16", kv or "bf16", device="cuda"), head_dim)
+    weights = _OWN.get(name.lower(), "")
+    if engine != "tokenmill" or kind != "cpu" or not weights or kv not in (None, "bf16", "int8"):
         return formats_named(name, kv)
     head = "bf16" if weights == "bf16" else "int8"
     precision = Precision("fast", weights, head, kv or "bf16", weight_only=name.lower().endswith("a16"))

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokenmill.core.errors import SetupError
-from tokenmill.core.model_config import ModelConfig, RopeSpec
+from tokenmill.core.model_config import ExpertsSpec, ModelConfig, RopeSpec
 from tokenmill.core.precision import Precision
 from tokenmill.engine.telemetry import StepAccount
-from tokenmill.perf.costs import Layout, cpu_formats
+from tokenmill.perf.costs import Layout, own_formats
 from tokenmill.perf.hardware import Figure, Hardware
 from tokenmill.perf.shape import shape_of
 from tokenmill.perf.terms import Deployment
@@ -48,7 +48,7 @@ class Case:
 
 def deployment_of(config: ModelConfig, name: str, precision: Precision, hardware: Hardware) -> Deployment:
     """This engine's own: one model on one machine."""
-    return Deployment(shape_of(config, name), cpu_formats(precision, config.head_dim), Layout(), hardware)
+    return Deployment(shape_of(config, name), own_formats(precision, config.head_dim), Layout(), hardware)
 
 
 # ---- as JSON ---------------------------------------------------------------------------------------------
@@ -108,4 +108,6 @@ def _model_config(data: Mapping[str, Any]) -> ModelConfig:
     values["rope"] = RopeSpec(**values["rope"])
     values["windows"] = tuple(values["windows"])
     values["eos_token_ids"] = tuple(values["eos_token_ids"])
+    if values.get("experts") is not None:
+        values["experts"] = ExpertsSpec(**values["experts"] | {"layers": tuple(values["experts"]["layers"])})
     return ModelConfig(**values)

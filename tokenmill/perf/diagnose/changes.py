@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tokenmill.core.errors import ConfigError
 from tokenmill.perf.calibrate import Calibration, calibration_for
-from tokenmill.perf.costs import Formats, Layout, cpu_formats, format_named, kv_bytes_per_token, weight_bytes
+from tokenmill.perf.costs import Formats, Layout, format_named, kv_bytes_per_token, own_formats, weight_bytes
 from tokenmill.perf.diagnose.case import Case
 from tokenmill.perf.diagnose.pricing import Pricer
 from tokenmill.perf.diagnose.regime import Relief, busy_ratio
@@ -75,14 +75,17 @@ class Changes:
         if precision is not None:
             if precision.kernels != "fast":
                 return
-            head = {"int8": "int8", "int4": precision.lm_head if precision.lm_head != "bf16" else "int8"}
-            for name in ("int8", "int4"):
-                smaller = replace(precision, weights=name, lm_head=head[name])
-                found = cpu_formats(smaller, self._head_dim)
+            on_gpu = precision.device == "cuda"
+            int4_head = precision.lm_head if precision.lm_head != "bf16" else "int8"
+            heads = {"int8": "int8", "int4": int4_head}
+            for name in ("fp8", "int8", "int4") if on_gpu else ("int8", "int4"):
+                head = precision.lm_head if on_gpu else heads[name]
+                found = own_formats(replace(precision, weights=name, lm_head=head), self._head_dim)
                 if found.weights.bits < now.weights.bits:
                     yield f"--weights {name}", found, "weights"
             if precision.kv == "bf16":
-                yield "--kv int8", cpu_formats(replace(precision, kv="int8"), self._head_dim), "keys and values"
+                kv = "fp8" if on_gpu else "int8"
+                yield f"--kv {kv}", own_formats(replace(precision, kv=kv), self._head_dim), "keys and values"
             return
         for name in ("fp8", "int4", "nvfp4"):
             form = format_named(name)

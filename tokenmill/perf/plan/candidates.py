@@ -116,7 +116,7 @@ def families(
     for device in hardware:
         engine = engine_of(device)
         for precision in precisions or precisions_of(shape, device):
-            formats = served_formats(precision, None, engine, shape.head_dim)
+            formats = served_formats(precision, None, engine, shape.head_dim, device.kind)
             calibration = calibration_for(device, engine, shape=shape, formats=formats, effects=effects)
             family = Family(device, precision)
             for one in [layout] if layout else layouts_of(shape, device):

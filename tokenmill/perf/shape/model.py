@@ -121,7 +121,7 @@ class ModelShape:
 def shape_of(config: ModelConfig, name: str = "") -> ModelShape:
     """The shape of a model that the engine runs."""
     runs: list[Layers] = []
-    for window in config.windows:
+    for index, window in enumerate(config.windows):
         mixer = GroupedAttention(
             config.num_heads,
             config.num_kv_heads,
@@ -132,7 +132,7 @@ def shape_of(config: ModelConfig, name: str = "") -> ModelShape:
             config.out_bias,
             "head" if config.qk_norm else "none",
         )
-        append_layer(runs, mixer, FeedForward(config.intermediate_size, biased=config.mlp_bias))
+        append_layer(runs, mixer, _feed_of(config, index))
     return ModelShape(
         name or config.architecture,
         config.hidden_size,
@@ -142,6 +142,13 @@ def shape_of(config: ModelConfig, name: str = "") -> ModelShape:
         config.max_context,
         quantization=config.quantization,
     )
+
+
+def _feed_of(config: ModelConfig, index: int) -> Feed:
+    experts = config.experts_of(index)
+    if experts is None:
+        return FeedForward(config.intermediate_size, biased=config.mlp_bias)
+    return Experts(experts.num_experts, experts.num_active, experts.intermediate_size)
 
 
 def append_layer(runs: list[Layers], mixer: Mixer | None, feed: Feed | None, norms: int = 2) -> None:

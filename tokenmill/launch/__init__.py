@@ -20,7 +20,7 @@ from tokenmill.core.clock import MonotonicClock
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.model_config import ModelConfig
-from tokenmill.core.precision import Precision
+from tokenmill.core.precision import Precision, device_obstacle
 from tokenmill.engine.async_service import EngineService
 from tokenmill.engine.contracts import Executor
 from tokenmill.engine.engine import Engine
@@ -32,6 +32,10 @@ from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.telemetry import Telemetry
 from tokenmill.engine.text import TextCodec
 from tokenmill.engine.watchdog import STUCK_AFTER_S
+from tokenmill.launch.gpu import Gpu, find_gpu, software_obstacle
+from tokenmill.launch.machine import available_cores as available_cores
+from tokenmill.launch.machine import available_memory_bytes, resident_bytes
+from tokenmill.launch.models import load_model as load_model
 from tokenmill.perf.hardware import Figure, Hardware, find
 from tokenmill.perf.memory import Ledger, plan_memory
 
@@ -40,8 +44,6 @@ if TYPE_CHECKING:
     from tokenmill.engine.remote.service import RemoteService
     from tokenmill.engine.remote.wire import Loading
     from tokenmill.kernels.cpu.library import Pool
-    from tokenmill.runtime.compiled import CompiledModel
-    from tokenmill.runtime.eager import EagerModel
     from tokenmill.runtime.step_model import StepModel
 
 
@@ -154,9 +156,10 @@ async def isolate(
     told = progress or Silent()
     checkpoint = inspect(config, told)
     ledger = checkpoint.ledger
+    device = ledger.precision.device
     pinned = replace(
-        config,
-        source=replace(config.source, max_context=ledger.max_context, served_name=checkpoint.name),
+        config.for_device(device),
+        source=replace(config.source, device=device, max_context=ledger.max_context, served_name=checkpoint.name),
         cache=replace(config.cache, num_blocks=ledger.num_blocks, kv_memory_bytes=None),
     )
 
@@ -189,7 +192,7 @@ def inspect(config: EngineConfig, progress: Progress | None = None) -> Checkpoin
     progress = progress or Silent()
     progress.stage("finding the model")
     path = resolve(config.source.model, progress=progress.update)
-    return _read(config, path, progress, _missing_kernels(config, progress, compile=False))
+    return _read(config, path, progress, compile=False)
 
 
 def model_config(model: str) -> ModelConfig:
@@ -208,8 +211,9 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
     progress = progress or Silent()
     progress.stage("finding the model")
     path = resolve(config.source.model, progress=progress.update)
-    checkpoint = _read(config, path, progress, _missing_kernels(config, progress, compile=True))
+    checkpoint = _read(config, path, progress, compile=True)
     ledger = checkpoint.ledger
+    config = config.for_device(ledger.precision.device)
     if ledger.precision.note:
         progress.note(ledger.precision.note)
     pooling = read_pooling(checkpoint.path)
@@ -224,6 +228,7 @@ def build(config: EngineConfig, progress: Progress | None = None) -> Launched:
         hidden_size=checkpoint.config.hidden_size,
         pooling=pooling,
         generates=checkpoint.config.generates,
+        is_invariant=ledger.precision.device == "cpu",
     )
     return Launched(config, checkpoint, engine, limits, measured)
 
@@ -239,66 +244,6 @@ def load_executor(config: EngineConfig, checkpoint: Checkpoint, progress: Progre
     executor = LocalExecutor(Worker(model, grammars=checkpoint.grammars))
     executor.start()
     return executor, Measured(weights_bytes, kv_bytes, resident_bytes() - before_bytes)
-
-
-def load_model(config: EngineConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[StepModel, int, int]:
-    """A model with its weights and its KV pool; how many bytes either takes."""
-    progress.stage("importing torch")
-    # Threads that spin while they wait make two cores slower than one as soon as anything else runs (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
-    num_threads = config.source.num_threads or available_cores()
-    torch.set_num_threads(num_threads)
-    progress.stage("loading weights")
-    model: CompiledModel | EagerModel
-    if checkpoint.ledger.precision.kernels == "fast":
-        model = _load_fast(config, checkpoint, num_threads, progress)
-    else:
-        model = _load_reference(checkpoint, progress)
-    return model, sum(tensor.nbytes for tensor in model.decoder.parameters()), model.kv.num_bytes
-
-
-def _load_fast(config: EngineConfig, checkpoint: Checkpoint, num_threads: int, progress: Progress) -> CompiledModel:
-    from tokenmill.kernels.cpu.kv import PagedKV
-    from tokenmill.kernels.cpu.library import load
-    from tokenmill.kernels.cpu.records import WeightFormat
-    from tokenmill.models.load import load_model as load_decoder
-    from tokenmill.models.quantization.packed import PackedScheme
-    from tokenmill.runtime.compiled import CompiledModel
-    from tokenmill.runtime.worker import MIN_STEP_TOKENS, PROMPT_LOGITS_ROWS
-
-    ledger, scheduler = checkpoint.ledger, config.scheduler
-    scheme = PackedScheme(ledger.precision)
-    decoder = load_decoder(
-        checkpoint.path,
-        scheme=scheme,
-        max_context=ledger.max_context,
-        keep_packed=config.source.keep_packed,
-        progress=progress.update,
-    )
-    progress.stage("allocating the KV pool")
-    form = WeightFormat[ledger.precision.kv.upper()]
-    kv = PagedKV(checkpoint.config, ledger.num_blocks, ledger.block_size, form)
-    max_tokens = max(scheduler.max_step_tokens, MIN_STEP_TOKENS)
-    max_outputs = max(min(scheduler.max_seqs, max_tokens), PROMPT_LOGITS_ROWS)
-    pool = load().new_pool(num_threads)
-    return CompiledModel(decoder, kv, pool, max_tokens=max_tokens, max_outputs=max_outputs)
-
-
-def _load_reference(checkpoint: Checkpoint, progress: Progress) -> EagerModel:
-    import torch
-
-    from tokenmill.kernels.kv import KVTensors
-    from tokenmill.models.load import load_model as load_decoder
-    from tokenmill.runtime.eager import EagerModel
-
-    ledger = checkpoint.ledger
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[ledger.precision.weights]
-    decoder = load_decoder(checkpoint.path, dtype=dtype, max_context=ledger.max_context, progress=progress.update)
-    progress.stage("allocating the KV pool")
-    kv = KVTensors.allocate(checkpoint.config, ledger.num_blocks, ledger.block_size, dtype=dtype)
-    return EagerModel(decoder, kv)
 
 
 def observe(config: EngineConfig, checkpoint: Checkpoint, engine: Engine) -> Telemetry:
@@ -337,9 +282,16 @@ def machine_of(ceilings: str, model: StepModel) -> Hardware | None:
 
     if ceilings not in ("measure", "none"):
         return find(ceilings)
-    if ceilings == "none" or not isinstance(model, CompiledModel):
+    if ceilings == "none":
         return None
-    return measure_machine(model.pool)
+    if isinstance(model, CompiledModel):
+        return measure_machine(model.pool)
+    device = model.decoder.device  # type: ignore[attr-defined]  # every one that is made here has a decoder
+    if device.type != "cuda":
+        return None
+    from tokenmill.launch.device_ceilings import measure_gpu
+
+    return measure_gpu(device)
 
 
 def measure_machine(pool: Pool) -> Hardware:
@@ -391,8 +343,9 @@ def _open_journal(config: EngineConfig, ledger: Ledger) -> JournalWriter | None:
 def _precision_options(precision: Precision) -> dict[str, Any]:
     """The options that resolve to ``precision`` on any machine that has it."""
     if precision.kernels == "reference":
-        return {"kernels": "reference", "dtype": precision.weights}
+        return {"device": "cpu", "kernels": "reference", "dtype": precision.weights}
     return {
+        "device": precision.device,
         "kernels": "fast",
         "weights": precision.weights,
         "lm_head": precision.lm_head,
@@ -416,75 +369,41 @@ def journal_header(config: EngineConfig, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _read(config: EngineConfig, path: Path, progress: Progress, missing: str | None) -> Checkpoint:
+def _read(config: EngineConfig, path: Path, progress: Progress, *, compile: bool) -> Checkpoint:
     from tokenmill.models.config_file import read_config
 
     model = read_config(path)
     progress.stage("reading the tokenizer")
     codec = TextCodec.load(path)
     codec.check_against(model.vocab_size)
-    available = available_memory_bytes()  # measured with the tokenizer in memory: it needs no estimate
     if config.ceilings not in ("measure", "none"):
         find(config.ceilings)  # a name that means nothing is told before anything is loaded
-    ledger = plan_memory(model, config.source, config.cache, config.scheduler, available, missing=missing)
+    gpu = _gpu_for(config, model, progress)
+    if gpu is not None:
+        scheduler = config.for_device("cuda").scheduler
+        ledger = plan_memory(model, config.source, config.cache, scheduler, gpu.free_bytes, device="cuda")
+    else:
+        missing = _missing_kernels(config, progress, compile=compile)
+        available = available_memory_bytes()  # measured with the tokenizer in memory: it needs no estimate
+        ledger = plan_memory(model, config.source, config.cache, config.scheduler, available, missing=missing)
     return Checkpoint(path, config.source.served_name or _name_of(config.source.model, path), model, codec, ledger)
+
+
+def _gpu_for(config: EngineConfig, model: ModelConfig, progress: Progress) -> Gpu | None:
+    """The GPU that shall compute; None: the CPU does, as was asked for, or because no GPU can."""
+    source = config.source
+    if source.device == "auto" and (source.kernels == "reference" or source.dtype != "auto"):
+        return None
+    gpu = find_gpu(source.device)
+    if gpu is None or source.device == "cuda":
+        return gpu
+    obstacle = software_obstacle() or device_obstacle(model, source, config.cache)
+    if obstacle is None:
+        return gpu
+    progress.note(f"the CPU computes, not the {gpu.name}: {obstacle}")
+    return None
 
 
 def _name_of(model: str, path: Path) -> str:
     """A folder is served under its last name, anything else under the name it was asked for."""
     return path.resolve().name if Path(model).is_dir() else model
-
-
-# ---- what this machine has -------------------------------------------------------------------------------
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def resident_bytes() -> int:
-    """Memory of this process that lies in RAM."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def available_memory_bytes() -> int:
-    """What this process may still take: of the machine, and of every control group (version 2) around it."""
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    kilobytes = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
-    return min([kilobytes * 1024, *_cgroup_rooms()])
-
-
-def _cgroup_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Limit − use of each enclosing group; the page cache that the kernel would give back is not use."""
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        return []
-    inside = next((line[3:].strip("/") for line in lines if line.startswith("0::")), None)
-    if inside is None:
-        return []
-    group, rooms = root / inside, []
-    while group.is_relative_to(root):
-        limit = _number(group / "memory.max")
-        used = _number(group / "memory.current")
-        if limit is not None and used is not None:
-            rooms.append(max(0, limit - used + _inactive_file_bytes(group)))
-        group = group.parent
-    return rooms
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _inactive_file_bytes(group: Path) -> int:
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
