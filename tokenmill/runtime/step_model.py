@@ -57,6 +57,11 @@ class StepModel(Protocol):
     def block_size(self) -> int: ...
 
     @property
+    def max_context(self) -> int:
+        """Positions that a sequence may have."""
+        ...
+
+    @property
     def num_blocks(self) -> int: ...
 
     def can_launch(self, rows: Sequence[Row]) -> bool:

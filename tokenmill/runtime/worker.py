@@ -98,7 +98,7 @@ class Worker:
 
     def warm_up(self) -> None:
         """Run a step whose outcome nobody wants, so that the first real one meets everything allocated."""
-        num_tokens = min(MIN_STEP_TOKENS, self.model.block_size)
+        num_tokens = min(MIN_STEP_TOKENS, self.model.block_size, self.model.max_context)
         params = SamplingParams(temperature=0.0)
         new = NewSequence(-1, (0,) * num_tokens, num_tokens, params, 0, frozenset(), (0,))
         self.run(StepPlan(-1, (-1,), (0,), (num_tokens,), (new,)))

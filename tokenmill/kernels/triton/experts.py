@@ -154,7 +154,7 @@ def _sort(ids: Tensor, buffers: ExpertBuffers, num_tokens: Tensor | None, num_ex
     )
     _places[1,](
         buffers.counts, buffers.ends, num_blocks, num_experts, BLOCKS=triton.next_power_of_2(num_blocks),
-        EXPERTS=experts, ROWS=tile_rows, num_warps=_warps(triton.next_power_of_2(num_blocks) * experts),
+        EXPERTS=experts, WIDTH=min(experts, 16), ROWS=tile_rows, num_warps=8,
     )  # fmt: skip
     _scatter[num_blocks + triton.cdiv(num_tiles, 16),](
         ids, buffers.counts, buffers.ends, buffers.pairs, buffers.experts, num_tokens, num_pairs, num_experts,
@@ -228,22 +228,27 @@ def _count(
 
 @triton.jit
 def _places(
-    counts_ptr, ends_ptr, num_blocks, num_experts, BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr
-):
-    """Counts become the places of each block's first pair, by expert."""
-    block, expert = tl.arange(0, BLOCKS), tl.arange(0, EXPERTS)
-    mask = (block < num_blocks)[:, None] & (expert < num_experts)[None, :]
-    place = counts_ptr + block[:, None] * num_experts + expert[None, :]
-    counts = tl.load(place, mask, 0)
-    tl.debug_barrier()  # all is read before any is overwritten
-    num_pairs = tl.sum(counts, 0)
-    num_tiles = (num_pairs + ROWS - 1) // ROWS
-    last_tile = tl.cumsum(num_tiles, 0)
-    first = (last_tile - num_tiles) * ROWS
-    tl.store(place, tl.cumsum(counts, 0) - counts + first[None, :], mask)
-    tl.store(ends_ptr + expert, last_tile, expert < num_experts)
-    tl.store(ends_ptr + num_experts + expert, first, expert < num_experts)
-    tl.store(ends_ptr + 2 * num_experts + expert, num_pairs, expert < num_experts)
+    counts_ptr, ends_ptr, num_blocks, num_experts, BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Counts become the places of each block's first pair, by expert; some experts at a time."""
+    block = tl.arange(0, BLOCKS)
+    tiles_before = 0
+    for first_expert in range(0, EXPERTS, WIDTH):
+        expert = first_expert + tl.arange(0, WIDTH)
+        mask = (block < num_blocks)[:, None] & (expert < num_experts)[None, :]
+        place = counts_ptr + block[:, None] * num_experts + expert[None, :]
+        counts = tl.load(place, mask, 0)
+        tl.debug_barrier()  # all is read before any is overwritten
+        num_pairs = tl.sum(counts, 0)
+        num_tiles = (num_pairs + ROWS - 1) // ROWS
+        last_tile = tiles_before + tl.cumsum(num_tiles, 0)
+        first = (last_tile - num_tiles) * ROWS
+        tl.store(place, tl.cumsum(counts, 0) - counts + first[None, :], mask)
+        tl.store(ends_ptr + expert, last_tile, expert < num_experts)
+        tl.store(ends_ptr + num_experts + expert, first, expert < num_experts)
+        tl.store(ends_ptr + 2 * num_experts + expert, num_pairs, expert < num_experts)
+        tiles_before += tl.sum(num_tiles, 0)
 
 
 @triton.jit

@@ -69,12 +69,7 @@ def linear_silu_mul(
 
 def _vendor(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None, accumulate: bool) -> None:
     """By PyTorch, which asks cuBLAS or rocBLAS."""
-    if out.dtype != x.dtype:  # logits: sums in float32 that are not to be rounded to bf16
-        if bias is None and not accumulate and x.is_cuda and torch.version.hip is None:
-            torch.mm(x, weight.t(), out_dtype=out.dtype, out=out)
-        else:
-            linear_plain(x, weight, out, bias=bias, accumulate=accumulate)
-    elif accumulate:
+    if accumulate:
         out.addmm_(x, weight.t())
         if bias is not None:
             out.add_(bias)

@@ -150,6 +150,10 @@ class DeviceModel:
         return self.kv.block_size
 
     @property
+    def max_context(self) -> int:
+        return self.decoder.max_context
+
+    @property
     def num_blocks(self) -> int:
         return self.kv.num_blocks
 

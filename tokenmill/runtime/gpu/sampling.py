@@ -70,7 +70,7 @@ class DeviceSampling:
         for slot in range(num_slots + 1):
             self._clear(slot)
         self._free_counts = list(range(self._max_counted))[::-1]
-        self._counts: Tensor | None = None
+        self._counts = torch.zeros((self._max_counted, vocab_size), dtype=torch.int32, device=self._device)
         self._scratch = Scratch.allocate(max_rows, vocab_size, self._device)
         self._lines = _Lines(max_rows, self._device)
         self._buffers = [_Buffer(max_rows, self._device) for _ in range(_BUFFERS)]
@@ -79,10 +79,10 @@ class DeviceSampling:
 
     @property
     def num_bytes(self) -> int:
-        """Device memory, that for counts included whether it is allocated yet or not."""
+        """Of device memory."""
         scratch = (getattr(self._scratch, name) for name in Scratch.__slots__)
-        held = sum(t.numel() * t.element_size() for t in (*scratch, self._lines.memory, self.last_tokens))
-        return int(held) + self._max_counted * self._vocab_size * 4
+        held = (*scratch, self._lines.memory, self.last_tokens, self._counts)
+        return int(sum(tensor.numel() * tensor.element_size() for tensor in held))
 
     def add(self, slot: int, params: SamplingParams, seed: int, token_ids: Sequence[int], prompt_len: int) -> bool:
         """A sequence begins (or comes back) in ``slot``, which must be free, with these tokens.
@@ -155,9 +155,6 @@ class DeviceSampling:
         self._reals[slot] = (_NO_TOKEN, 1.0, 0.0, 1.0, 0.0, 0.0)
 
     def _count(self, count_row: int, token_ids: Sequence[int], prompt_len: int) -> None:
-        if self._counts is None:
-            shape = (self._max_counted, self._vocab_size)
-            self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
         tokens = np.asarray(token_ids, dtype=np.int64)
         known = tokens < self._vocab_size
         generated = tokens[prompt_len:][known[prompt_len:]]
