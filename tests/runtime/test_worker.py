@@ -13,7 +13,12 @@ from tests.runtime.support import GREEDY, VOCAB, Script, made_worker, new_sequen
 from tokenmill.core.errors import NotSupported
 from tokenmill.core.params import SamplingParams
 from tokenmill.core.step import StepPlan
+from tokenmill.kernels.kv import KVTensors
+from tokenmill.models.decoder import Decoder
+from tokenmill.runtime.eager import EagerModel
 from tokenmill.runtime.executor import LocalExecutor
+from tokenmill.runtime.table import Row
+from tokenmill.runtime.worker import Worker
 
 PROMPT = [(i * 37 + 11) % VOCAB for i in range(45)]
 BLOCKS = (9, 3, 60, 1, 22, 5, 8)
@@ -174,3 +179,17 @@ def test_the_executor_runs_plans_in_order(tiny: Tiny) -> None:
     drawn = [step.result().token_ids[0][0] for step in reversed(pending)][::-1]
     executor.close()
     assert drawn == their_greedy(tiny, PROMPT, 2)
+
+
+def test_the_warm_up_keeps_within_a_short_context(tiny: Tiny) -> None:
+    """A context shorter than a block: no position is touched that the rotary table does not have."""
+    ends = []
+
+    class Watched(EagerModel):
+        def forward(self, rows: Sequence[Row], outputs: Sequence[int]) -> None:
+            ends.extend(row.end for row in rows)
+            super().forward(rows, outputs)
+
+    decoder = Decoder(tiny.ours.config, max_context=5)
+    Worker(Watched(decoder, KVTensors.allocate(decoder.config, 4, 16))).warm_up()
+    assert ends == [5]

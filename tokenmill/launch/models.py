@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from tokenmill.core.engine_config import EngineConfig
 from tokenmill.core.errors import ConfigError
+from tokenmill.core.step import StepPlan
 from tokenmill.launch.machine import available_cores
 
 if TYPE_CHECKING:
@@ -118,8 +120,32 @@ def _load_on_gpu(config: EngineConfig, checkpoint: Checkpoint, progress: Progres
     progress.stage("allocating the KV pool")
     form = cast("KVForm", ledger.precision.kv)
     kv = DeviceKV.allocate(checkpoint.config, ledger.num_blocks, ledger.block_size, form=form, device=device)
-    scheduler = config.scheduler
-    model = DeviceModel(decoder, kv, max_seqs=scheduler.max_seqs, max_step_tokens=scheduler.max_step_tokens)
+    max_seqs, max_tokens = config.scheduler.max_seqs, config.scheduler.max_step_tokens
+    cost = decode_cost(checkpoint, torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+    model = DeviceModel(decoder, kv, max_seqs=max_seqs, max_step_tokens=max_tokens, cost=cost)
     progress.stage("capturing steps")
     model.warm_up()
     return model
+
+
+def decode_cost(checkpoint: Checkpoint, gpu: str) -> Callable[[int], float]:
+    """What a decode step costs by its rows, as the cost model has it for the GPU of that name; a usual one for a GPU
+    that the catalogue does not have. Without contexts: rows that pad a step read none."""
+    from tokenmill.perf.calibrate import Calibration
+    from tokenmill.perf.diagnose import deployment_of
+    from tokenmill.perf.hardware import find
+    from tokenmill.perf.roofline import Roofline
+    from tokenmill.runtime.gpu.buckets import typical_cost
+
+    try:
+        hardware = find(gpu)
+    except ConfigError:
+        return typical_cost
+    deployment = deployment_of(checkpoint.config, checkpoint.name, checkpoint.ledger.precision, hardware)
+    roofline = Roofline(deployment, Calibration())
+
+    def cost(num_rows: int) -> float:
+        ids = tuple(range(num_rows))
+        return roofline.predict(StepPlan(0, ids, (0,) * num_rows, (1,) * num_rows)).seconds
+
+    return cost
