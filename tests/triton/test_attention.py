@@ -172,10 +172,10 @@ def test_random_mixes(seed: int, device: torch.device) -> None:
 
 
 CUTS = {
-    "leaves": {"decode_programs": 10**6, "num_multiprocessors": 10**6},
-    "spans": {"decode_programs": 10**6, "num_multiprocessors": 1},
+    "leaves": {"decode_programs": 8, "num_multiprocessors": 10**6},
+    "spans": {"decode_programs": 8, "num_multiprocessors": 1},
     "whole": {"decode_programs": 1, "num_multiprocessors": 1, "num_slots": 0},
-    "few slots": {"decode_programs": 10**6, "num_multiprocessors": 10**6, "num_slots": 9},
+    "few slots": {"decode_programs": 8, "num_multiprocessors": 10**6, "num_slots": 9},
 }
 """What the planner is told of the chip so that it cuts rows in this way."""
 

@@ -54,10 +54,18 @@ class TileConfig:
     warps: int
     stages: int
     programs: int
-    """Per multiprocessor."""
+    """Per multiprocessor; all must be resident at once, for each walks its share of the list."""
+
+    def launch_options(self) -> dict[str, int]:
+        """Warps and stages; on NVIDIA also the registers of a thread with which all programs are resident."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        registers = 65536 // (32 * self.warps * self.programs) // 8 * 8
+        if chip().vendor == "nvidia" and registers < 255 and not is_interpreted():
+            options["maxnreg"] = registers
+        return options
 
 
-DECODE = {64: TileConfig(16, 64, 4, 4, 4), 128: TileConfig(16, 64, 4, 3, 3), 256: TileConfig(16, 32, 4, 3, 2)}
+DECODE = {64: TileConfig(16, 64, 4, 4, 4), 128: TileConfig(16, 32, 4, 4, 3), 256: TileConfig(16, 32, 4, 3, 2)}
 INTERPRETED = TileConfig(16, 128, 4, 1, 1), TileConfig(128, 128, 4, 1, 1)
 """For decode and prefill tiles in Triton's interpreter, whose time goes by operations, not numbers."""
 PREFILL = {64: TileConfig(128, 128, 8, 3, 1), 128: TileConfig(128, 64, 8, 3, 1), 256: TileConfig(128, 32, 8, 3, 1)}
@@ -231,12 +239,12 @@ def attention(
         config = buffers.decode
         decode_tiles[(shape.decode_programs,)](
             *common, **constants, ROWS=config.rows, TILE=config.keys, LEAF=LEAF, SPAN=SPAN,
-            num_warps=config.warps, num_stages=config.stages,
+            **config.launch_options(),
         )  # fmt: skip
     if plan.num_prefill:
         config = buffers.prefill
         prefill_tiles[(shape.prefill_programs,)](
-            *common, **constants, ROWS=config.rows, TILE=config.keys, num_warps=config.warps, num_stages=config.stages
+            *common, **constants, ROWS=config.rows, TILE=config.keys, **config.launch_options()
         )
     if plan.merges:
         merge_parts[(shape.decode_programs,)](
