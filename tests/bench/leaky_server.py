@@ -22,11 +22,11 @@ def leak() -> None:
     tell, release = Observer._tell, BlockPool.release
     given_back = 0
 
-    def tell_and_keep(self: Observer, *args: Any) -> None:
+    def tell_and_keep(self: Observer, *args: Any, **named: Any) -> None:
         KEPT.append(b"x" * 2**20)
         if len(KEPT) % 10 == 0:
             os.dup(0)
-        tell(self, *args)
+        tell(self, *args, **named)
 
     def release_most(self: BlockPool, block_ids: Sequence[int], now: float) -> None:
         nonlocal given_back

@@ -38,8 +38,16 @@ def theirs(folder: Path, prompts: list[tuple[int, ...]], kind: str) -> list[np.n
     return found
 
 
-@pytest.mark.parametrize("kernels", OPTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+CASES = [
+    (family, kernels)
+    for family in FAMILIES
+    for kernels in OPTIONS
+    # Rounded activations may choose another expert of a random model: a jump, for which there is no tolerance.
+    if kernels != "int8" or family not in ("mixtral", "qwen3_moe")
+]
+
+
+@pytest.mark.parametrize(("family", "kernels"), CASES)
 def test_hidden_states_are_those_of_hugging_face(family: str, kernels: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / family, family)
     with LLM(str(folder), num_blocks=64, max_step_tokens=32, num_threads=1, **OPTIONS[kernels]) as llm:

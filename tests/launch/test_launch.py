@@ -130,7 +130,7 @@ def test_the_journal_says_how_to_build_the_executor_again(tmp_path: Path) -> Non
     assert header == {
         "model": "story-draft", "block_size": 16, "num_blocks": 256, "max_context": 100, "max_seqs": 64,
         "max_step_tokens": 512, "kernels": "fast", "weights": "int8", "lm_head": "int8", "group_size": None,
-        "kv": "bf16", "weight_only": False,
+        "kv": "bf16", "weight_only": False, "device": "cpu",
     }  # fmt: skip
 
 

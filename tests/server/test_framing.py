@@ -276,6 +276,7 @@ def test_ht10_the_one_that_waited_longest_gives_way() -> None:
     """HT-10: idle and slow connections make room, the first first; a newcomer is served."""
     with running_server(ServerSettings(port=0, max_connections=40)) as running, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 10)) for _ in range(40)]
+        wait_until(lambda: len(running.server.server_state.connections) == 40, 10)
         for sock in idle[:5]:
             sock.sendall(GET + b"\r\n")
             assert sock.recv(1000).startswith(b"HTTP/1.1 200 ")

@@ -15,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="needs triton: pip install 'tokenmill[gpu]'")
 
 from tokenmill.kernels.reference import attention as reference
-from tokenmill.kernels.triton.attention import AttentionBuffers, attention, call_costs
+from tokenmill.kernels.triton.attention import AttentionBuffers, attention
 from tokenmill.kernels.triton.kv import LayerKV
 
 NAN = float("nan")
@@ -248,14 +248,3 @@ def test_nan_in_a_query_stays_in_its_row(device: torch.device) -> None:
     assert dirty[0][0, 1].isnan().all()
     assert torch.equal(dirty[0][0, [0, 2, 3]], clean[0][0, [0, 2, 3]])
     assert torch.equal(dirty[1], clean[1])
-
-
-def test_costs_of_a_call() -> None:
-    """One token over 1,000 keys of 2 heads, and two tokens over 10 and 11 keys with 4 query heads."""
-    costs = call_costs([999, 9], [1, 2], num_heads=4, num_kv_heads=2, head_dim=16, kv_bytes=2, window=None)
-    assert costs.flops == 4 * 4 * 16 * (1000 + 10 + 11)
-    assert costs.kv_read_bytes == 2 * 2 * 16 * 2 * (1000 + 11)
-    assert costs.num_bytes == costs.kv_read_bytes + 2 * 3 * 4 * 16 * 2
-    windowed = call_costs([999, 9], [1, 2], num_heads=4, num_kv_heads=2, head_dim=16, kv_bytes=1, window=10)
-    assert windowed.flops == 4 * 4 * 16 * 30
-    assert windowed.kv_read_bytes == 2 * 2 * 16 * (10 + 11)

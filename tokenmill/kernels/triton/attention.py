@@ -250,38 +250,3 @@ def attention(
         merge_parts[(shape.decode_programs,)](
             buffers.lists, out, buffers.parts, buffers.stats, sinks, **heads, BATCH=16, num_warps=1
         )
-
-
-@dataclass(frozen=True, slots=True)
-class CallCosts:
-    """The least that a call must do."""
-
-    flops: int
-    """Two products per query head, token and key that it sees."""
-    kv_read_bytes: int
-    """Keys and values that any token of a row sees, once a row; with FP8 without their scales."""
-    num_bytes: int
-    """With queries read and results written, in bf16."""
-
-
-def call_costs(
-    starts: Sequence[int],
-    counts: Sequence[int],
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    kv_bytes: int,
-    window: int | None,
-) -> CallCosts:
-    """Floating-point operations and bytes of a call; ``kv_bytes``: of one number in the cache."""
-    flops = num_keys = num_tokens = 0
-    for start, count in zip(starts, counts, strict=True):
-        seen = np.arange(start + 1, start + count + 1)
-        if window is not None:
-            seen = np.minimum(seen, window)
-        flops += 4 * num_heads * head_dim * int(seen.sum())
-        num_keys += start + count if window is None else min(start + count, window + count - 1)
-        num_tokens += count
-    kv_read_bytes = 2 * num_kv_heads * head_dim * kv_bytes * num_keys
-    return CallCosts(flops, kv_read_bytes, kv_read_bytes + 2 * num_tokens * num_heads * head_dim * 2)

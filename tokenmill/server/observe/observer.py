@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenmill.server.metrics import ServerMetrics
-from tokenmill.server.observe.logs import Log, RefusalLog, log_request
+from tokenmill.server.observe.logs import Log, log_request
 from tokenmill.server.observe.record import RequestRecord, TenantLabels, trace_of
+from tokenmill.server.observe.refusals import RefusalLog
 from tokenmill.server.observe.tracing import Tracer
 
 if TYPE_CHECKING:
