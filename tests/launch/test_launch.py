@@ -142,6 +142,13 @@ def test_bfloat16_runs_in_half_the_memory() -> None:
         assert llm.generate("Once", SamplingParams(max_tokens=3, ignore_eos=True))[0].usage.completion_tokens == 3
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"device cuda: no GPU .* ask for device cpu"):
+        inspect(EngineConfig.from_options(**SMALL, device="cuda"))
+
+
 # ---- what the machine has --------------------------------------------------------------------------------
 
 

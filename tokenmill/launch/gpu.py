@@ -50,7 +50,9 @@ def find_gpu(wanted: str) -> Gpu | None:
     if found is None and wanted == "cuda":
         found = _by_torch()
     if found is None and wanted == "cuda":
-        raise ConfigError("device cuda: no GPU is to be seen here (nvidia-smi or rocm-smi shows those there are)")
+        raise ConfigError(
+            "device cuda: no GPU is to be seen here (nvidia-smi or rocm-smi shows those there are); ask for device cpu"
+        )
     return found
 
 
